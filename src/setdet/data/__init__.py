@@ -1,0 +1,1 @@
+"""Data sets: formats, transforms, loading, and generated pictures."""

@@ -1,0 +1,65 @@
+"""The types that every format is read into. No torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """One annotated picture, not yet decoded.
+
+    Attributes:
+        image: path of the picture.
+        height, width: its size in pixels as it is decoded (after EXIF orientation), or None where no file says it.
+        boxes_xyxy_px: corners in pixels, origin at the outer corner of the first pixel, half-open (0 to width).
+        labels: class index of every box, into the data set's `class_names`.
+        crowd: boxes that stand for a group (COCO `iscrowd`): no target in training, an ignore region in AP.
+    """
+
+    image: Path
+    height: int | None
+    width: int | None
+    boxes_xyxy_px: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in any format.
+
+    Attributes:
+        root: the folder or file that was given.
+        format: "voc", "coco" or "yolo".
+        class_names: in the order of the class indices.
+        splits: the records of each split ("train", "val", "test"), sorted by picture path.
+        notes: what the reader had to decide or repair, one line each, to be shown to the user.
+    """
+
+    root: Path
+    format: str
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[Record, ...]]
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded picture with its boxes, what transforms take and return.
+
+    Attributes:
+        image: uint8, (height, width, 3), RGB.
+        boxes_xyxy_px: (n, 4) float32, corners in pixels of `image`.
+        labels: (n,) int64.
+        crowd: (n,) bool, see `Record`.
+        name: what to call the picture in messages.
+    """
+
+    image: NDArray[np.uint8]
+    boxes_xyxy_px: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    name: str

@@ -1,0 +1,1 @@
+"""What training minimises: matching and the terms of the loss."""

@@ -1,0 +1,1 @@
+"""RT-DETR and its parts."""

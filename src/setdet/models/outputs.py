@@ -1,0 +1,33 @@
+"""What a forward returns, the same in training and in evaluation."""
+
+from dataclasses import dataclass
+
+import torch.export
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RTDETROutput:
+    """Predictions of every decoder layer and of the encoder's query selection.
+
+    Boxes are centre, width, height as shares of the picture's size (0 to 1); logits are before the sigmoid.
+
+    Attributes:
+        logits: class logits of every decoder layer that ran, first to last.
+        boxes_cxcywh: boxes of every decoder layer that ran, first to last.
+        encoder_logits: class logits of the encoder features that were selected as queries.
+        encoder_boxes_cxcywh: boxes of those features.
+        denoising_logits: as `logits`, for the denoising queries; None where there were none.
+        denoising_boxes_cxcywh: as `boxes_cxcywh`, for the denoising queries; None where there were none.
+    """
+
+    logits: Float[Tensor, "layers batch queries classes"]
+    boxes_cxcywh: Float[Tensor, "layers batch queries 4"]
+    encoder_logits: Float[Tensor, "batch queries classes"]
+    encoder_boxes_cxcywh: Float[Tensor, "batch queries 4"]
+    denoising_logits: Float[Tensor, "layers batch denoising classes"] | None = None
+    denoising_boxes_cxcywh: Float[Tensor, "layers batch denoising 4"] | None = None
+
+
+torch.export.register_dataclass(RTDETROutput)

@@ -1,0 +1,39 @@
+"""A batch's truth as tensors: what the losses and the denoising queries read."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The boxes of a batch of pictures, packed one picture after the other.
+
+    Attributes:
+        labels: class index of every box.
+        boxes_cxcywh: every box as centre, width and height, as shares of the picture's size (0 to 1).
+        counts: how many boxes each picture has, zeros included; `sum(counts)` is `len(labels)`.
+        names: what each picture is called in messages; as long as `counts`, or empty.
+    """
+
+    labels: Int[Tensor, " boxes"]
+    boxes_cxcywh: Float[Tensor, "boxes 4"]
+    counts: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+    @property
+    def image_index(self) -> Int[Tensor, " boxes"]:
+        """The position in the batch of the picture that each box belongs to."""
+        counts = torch.tensor(self.counts, dtype=torch.int64, device=self.labels.device)
+        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.labels.device), counts)
+
+    def to(self, device: torch.device | str) -> "Targets":
+        """The same targets on another device."""
+        return Targets(
+            labels=self.labels.to(device),
+            boxes_cxcywh=self.boxes_cxcywh.to(device),
+            counts=self.counts,
+            names=self.names,
+        )
