@@ -1,0 +1,119 @@
+"""The decoder: queries look at each other and at the picture, and their boxes are refined layer by layer."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from setdet.models.attention import DeformableAttention
+from setdet.models.denoising import DenoisingQueries
+from setdet.models.layers import MLP, SelfAttention, inverse_sigmoid
+from setdet.models.queries import SelectedQueries, make_box_head, make_class_head
+from setdet.models.variants import DecoderConfig
+
+LEVELS = 3
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Logits and boxes (cxcywh, 0 to 1) of every layer that ran, denoising queries first."""
+
+    logits: Float[Tensor, "layers batch queries classes"]
+    boxes_cxcywh: Float[Tensor, "layers batch queries 4"]
+
+
+class Decoder(nn.Module):
+    """`layers` decoder layers, each with a class head and a box head of its own."""
+
+    def __init__(self, *, config: DecoderConfig, num_classes: int) -> None:
+        super().__init__()
+        self.eval_layers = config.eval_layers or config.layers
+        self.layers = nn.ModuleList(DecoderLayer(config=config) for _ in range(config.layers))
+        self.class_heads = nn.ModuleList(make_class_head(config.width, num_classes) for _ in range(config.layers))
+        self.box_heads = nn.ModuleList(make_box_head(config.width) for _ in range(config.layers))
+        self.query_position = MLP(4, 2 * config.width, config.width)
+        self.denoising_embedding = nn.Embedding(num_classes + 1, config.width, padding_idx=num_classes)
+        for layer in self.query_position.layers:
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(
+        self,
+        selected: SelectedQueries,
+        *,
+        memory: Float[Tensor, "batch tokens width"],
+        shapes: list[tuple[int, int]],
+        denoising: DenoisingQueries | None,
+    ) -> DecoderOutput:
+        content, reference, mask = selected.content, selected.reference_cxcywh, None
+        if denoising is not None:
+            noised = self.denoising_embedding(denoising.labels).to(content.dtype)
+            content = torch.cat([noised, content], dim=1)
+            noised_boxes = inverse_sigmoid(denoising.boxes_cxcywh.to(reference.dtype)).sigmoid()
+            reference = torch.cat([noised_boxes, reference], dim=1)
+            mask = _attention_mask(denoising, queries=selected.content.shape[1])
+
+        logits, boxes = [], []
+        previous = reference  # the last layer's box with its gradient: "look forward twice" (DINO, section 3.4)
+        for index in range(len(self.layers) if self.training else self.eval_layers):
+            content = self.layers[index](
+                content,
+                position=self.query_position(reference),
+                reference_cxcywh=reference,
+                memory=memory,
+                shapes=shapes,
+                mask=mask,
+            )
+            change = self.box_heads[index](content)
+            refined = (change + inverse_sigmoid(reference)).sigmoid()
+            boxes.append((change + inverse_sigmoid(previous)).sigmoid() if index > 0 else refined)
+            logits.append(self.class_heads[index](content))
+            previous, reference = refined, refined.detach()
+        return DecoderOutput(logits=torch.stack(logits), boxes_cxcywh=torch.stack(boxes))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward network; post-norm."""
+
+    def __init__(self, *, config: DecoderConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.self_attention = SelfAttention(width=width, heads=config.heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attention = DeformableAttention(
+            width=width, heads=config.heads, levels=LEVELS, points=config.points
+        )
+        self.norm2 = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, width)
+        self.norm3 = nn.LayerNorm(width)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries width"],
+        *,
+        position: Float[Tensor, "batch queries width"],
+        reference_cxcywh: Float[Tensor, "batch queries 4"],
+        memory: Float[Tensor, "batch tokens width"],
+        shapes: list[tuple[int, int]],
+        mask: Bool[Tensor, "queries queries"] | None,
+    ) -> Float[Tensor, "batch queries width"]:
+        x = self.norm1(x + self.self_attention(x, position, mask))
+        attended = self.cross_attention(
+            x + position, reference_cxcywh=reference_cxcywh, memory=memory, shapes=shapes
+        )
+        x = self.norm2(x + attended)
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+
+
+def _attention_mask(denoising: DenoisingQueries, *, queries: int) -> Bool[Tensor, "total total"]:
+    """True where a query (row) may look: denoising ones at their group and at the rest, the rest at themselves."""
+    noised = denoising.labels.shape[1]
+    total = noised + queries
+    mask = torch.ones(total, total, dtype=torch.bool, device=denoising.labels.device)
+    mask[:noised, :noised] = denoising.group_mask()
+    mask[noised:, :noised] = False
+    return mask

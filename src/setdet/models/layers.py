@@ -1,0 +1,103 @@
+"""Building blocks that several rooms share: convolution with norm, MLP, self-attention."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["relu", "silu", "gelu", "none"]
+
+
+def make_activation(name: Activation) -> nn.Module:
+    """The activation of that name; in place where its input is needed by nobody else."""
+    match name:
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "silu":
+            return nn.SiLU(inplace=True)
+        case "gelu":
+            return nn.GELU()
+        case "none":
+            return nn.Identity()
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation; padded so that stride 1 keeps the size."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        padding: int | None = None,
+        activation: Activation = "none",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels_in,
+            channels_out,
+            kernel,
+            stride,
+            padding=(kernel - 1) // 2 if padding is None else padding,
+            groups=groups,
+            bias=False,
+        )
+        self.norm: nn.Module = nn.BatchNorm2d(channels_out)
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height2 width2"]:
+        return self.activation(self.norm(self.conv(x)))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens to each other; positions are added to query and key, not to the value."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        position: Float[Tensor, "#batch tokens width"],
+        mask: Bool[Tensor, "tokens tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Attends; `mask` is True where a token (row) may look at another (column)."""
+        batch, tokens, width = x.shape
+        weight_qk, weight_v = self.in_proj.weight.split([2 * width, width])
+        bias_qk, bias_v = self.in_proj.bias.split([2 * width, width])
+        query_key = F.linear(x + position, weight_qk, bias_qk)
+        query_key = query_key.view(batch, tokens, 2, self.heads, -1)  # (B, T, 2, heads, C / heads)
+        query, key = query_key.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, C / heads)
+        value = F.linear(x, weight_v, bias_v).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def inverse_sigmoid(x: Float[Tensor, "*shape"], eps: float = 1e-5) -> Float[Tensor, "*shape"]:
+    """The logit of x (0 to 1), finite at both ends."""
+    x = x.clamp(min=0, max=1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
