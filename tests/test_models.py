@@ -1,0 +1,205 @@
+"""Properties of the models by themselves: sizes, gradients, folding, names, small pictures."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import randomise
+from torch import nn
+
+from setdet.errors import ConfigError, WeightsError
+from setdet.models.denoising import make_denoising_queries
+from setdet.models.deploy import fold
+from setdet.models.rtdetr import RTDETR, build_model
+from setdet.models.variants import MODELS, model_config
+from setdet.targets import Targets
+from setdet.weights.remap import from_authors_v1, from_transformers, to_authors_v1, to_transformers
+
+PUBLISHED_PARAMETERS = {
+    "rtdetr-r18": 20_184_464,
+    "rtdetr-r34": 31_441_668,
+    "rtdetr-r50m": 36_593_772,
+    "rtdetr-r50": 42_891_372,
+    "rtdetr-r101": 76_556_268,
+}
+# The authors freeze the norms of the larger backbones, and their code then counts them as buffers.
+FROZEN_NORMS = {"rtdetr-r50m", "rtdetr-r50", "rtdetr-r101"}
+
+TARGETS = Targets(
+    labels=torch.tensor([0, 5, 2]),
+    boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.4, 0.2], [0.2, 0.3, 0.1, 0.1], [0.7, 0.6, 0.2, 0.5]]),
+    counts=(2, 0, 1),
+)
+
+
+def small(name: str = "rtdetr-n", *, num_classes: int = 6, seed: int = 0) -> RTDETR:
+    torch.manual_seed(seed)
+    return build_model(name, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_parameters_equal_the_published_count(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if name in FROZEN_NORMS:
+        norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+        count -= sum(parameter.numel() for norm in norms for parameter in norm.parameters())
+    assert count == PUBLISHED_PARAMETERS[name]
+
+
+def test_the_small_model_has_about_four_million_parameters() -> None:
+    assert 3.5e6 < sum(parameter.numel() for parameter in small().parameters()) < 4.5e6
+
+
+@pytest.mark.parametrize(
+    ("name", "authors"),
+    [
+        ("rtdetr-r18", "v1_r18vd"),
+        ("rtdetr-r34", "v1_r34vd"),
+        ("rtdetr-r50m", "v1_r50vd_m"),
+        ("rtdetr-r50", "v1_r50vd"),
+        ("rtdetr-r101", "v1_r101vd"),
+    ],
+)
+def test_names_and_shapes_map_one_to_one_on_the_authors(name: str, authors: str) -> None:
+    folder = os.environ.get("SETDET_AUTHORS_STATE_DICTS")
+    if not folder:
+        pytest.skip("SETDET_AUTHORS_STATE_DICTS names no folder with the authors' tensor names")
+    listed = json.loads((Path(folder) / f"{authors}.json").read_text())
+    theirs = {tensor: tuple(shape) for tensor, shape in listed}
+    with torch.device("meta"):
+        model = build_model(name)
+    renamed = {tensor: tuple(value.shape) for tensor, value in to_authors_v1(model.state_dict(), model.config).items()}
+    if name in FROZEN_NORMS:  # frozen norms count no batches
+        renamed = {
+            tensor: shape
+            for tensor, shape in renamed.items()
+            if not (tensor.startswith("backbone.") and tensor.endswith("num_batches_tracked"))
+        }
+    assert renamed == theirs
+
+
+@pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetr-r50m"])
+def test_renaming_there_and_back_changes_nothing(name: str) -> None:
+    model = build_model(name, num_classes=3)
+    state = model.state_dict()
+    for there, back in ((to_authors_v1, from_authors_v1), (to_transformers, from_transformers)):
+        returned = back(there(state, model.config), model.config)
+        assert returned.keys() == state.keys()
+        assert all(torch.equal(returned[tensor], state[tensor]) for tensor in state)
+
+
+def test_a_tensor_of_no_known_module_is_refused() -> None:
+    with pytest.raises(WeightsError, match="no known module, first: neck.weight"):
+        from_authors_v1({"neck.weight": torch.zeros(1)}, MODELS["rtdetr-r18"])
+
+
+@pytest.mark.parametrize("name", ["rtdetr-n", "rtdetr-r18", "rtdetr-r50m"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 5e-4)])
+def test_the_folded_copy_gives_the_same_output(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = build_model(name, num_classes=6)
+    randomise(model, seed=3)
+    model = model.to(dtype).eval()
+    images = torch.rand(2, 3, 64, 96, dtype=dtype)
+    with torch.no_grad():
+        expected, folded = model(images), fold(model)(images)
+    assert (folded.logits - expected.logits).abs().max() <= tolerance
+    assert (folded.boxes_cxcywh - expected.boxes_cxcywh).abs().max() <= tolerance
+
+
+def test_folding_leaves_the_model_alone() -> None:
+    model = small().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fold(model)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["rtdetr-n", "rtdetr-r18"])
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = build_model(name, num_classes=6).train()
+    randomise(model, seed=1)
+    denoising = make_denoising_queries(TARGETS, num_classes=6, queries=8, generator=torch.Generator().manual_seed(0))
+    output = model(torch.rand(3, 3, 64, 64), denoising)
+    assert output.denoising_logits is not None and output.denoising_boxes_cxcywh is not None
+    parts = (
+        output.logits,
+        output.boxes_cxcywh,
+        output.encoder_logits,
+        output.encoder_boxes_cxcywh,
+        output.denoising_logits,
+        output.denoising_boxes_cxcywh,
+    )
+    sum(part.square().sum() for part in parts).backward()
+    without = [
+        tensor for tensor, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (32, 32), (64, 160)])
+def test_a_small_picture_gives_as_many_queries_as_it_has_tokens(height: int, width: int) -> None:
+    tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
+    with torch.no_grad():
+        output = small().eval()(torch.rand(1, 3, height, width))
+    assert output.logits.shape == (3, 1, min(300, tokens), 6)
+    assert output.boxes_cxcywh.isfinite().all()
+
+
+def test_a_picture_gives_the_same_result_alone_and_in_a_batch() -> None:
+    model = small().eval().double()
+    images = torch.rand(3, 3, 64, 96).double()
+    with torch.no_grad():
+        together, alone = model(images), model(images[1:2])
+    assert torch.allclose(together.logits[:, 1:2], alone.logits, atol=1e-10)
+
+
+def test_denoising_queries_do_not_change_what_the_other_queries_see() -> None:
+    model = small().double().eval()
+    randomise(model, seed=5)
+    targets = Targets(labels=TARGETS.labels, boxes_cxcywh=TARGETS.boxes_cxcywh.double(), counts=TARGETS.counts)
+    denoising = make_denoising_queries(targets, num_classes=6, queries=8, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, 3, 64, 64).double()
+    with torch.no_grad():
+        with_them, without = model(images, denoising), model(images)
+    assert torch.allclose(with_them.logits, without.logits, atol=1e-9)
+    assert torch.allclose(with_them.boxes_cxcywh, without.boxes_cxcywh, atol=1e-9)
+
+
+def test_attention_is_the_same_in_training_and_in_evaluation() -> None:
+    model = small().double().eval()
+    randomise(model, seed=5)
+    images = torch.rand(1, 3, 64, 64).double()
+    with torch.no_grad():
+        fused = model(images)
+    explicit = model(images)  # with gradients, attention takes the training path
+    assert torch.allclose(fused.logits, explicit.logits, atol=1e-10)
+
+
+def test_denoising_copies_are_near_their_box_and_negatives_are_not_nearer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = make_denoising_queries(TARGETS, num_classes=6, queries=40, label_noise=0.0, generator=generator)
+    assert queries is not None
+    assert queries.groups == 20 and queries.labels.shape == (3, 20 * 2 * 2)
+    batch, query = queries.positive_index
+    assert torch.equal(queries.labels[batch, query], TARGETS.labels[queries.target_index])
+    assert torch.equal(TARGETS.image_index[queries.target_index], batch)
+    truth = TARGETS.boxes_cxcywh[queries.target_index]
+    moved = (queries.boxes_cxcywh[batch, query, :2] - truth[:, :2]).abs()
+    assert (moved <= truth[:, 2:] / 2 + 1e-6).all(), "a positive's corners move by less than half its size"
+    assert (queries.labels[1] == 6).all(), "a picture without boxes holds padding alone"
+    mask = queries.group_mask()
+    assert mask.sum() == 20 * 4 * 4 and torch.equal(mask, mask.T)
+
+
+def test_no_boxes_no_denoising() -> None:
+    empty = Targets(labels=torch.zeros(0, dtype=torch.int64), boxes_cxcywh=torch.zeros(0, 4), counts=(0, 0))
+    assert make_denoising_queries(empty, num_classes=6, generator=torch.Generator()) is None
+
+
+def test_an_unknown_model_gets_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'rtdetr-r18'"):
+        model_config("rtdetr_r18")
