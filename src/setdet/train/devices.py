@@ -1,0 +1,74 @@
+"""Where and in which precision training runs, and with how many processes (Lightning Fabric)."""
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from setdet.errors import ConfigError
+from setdet.train.config import TrainConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+# Rank 0 evaluates while the others wait for it; the default limits (10 to 30 minutes) are too short for that.
+_PATIENCE = timedelta(hours=12)
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """The device to use.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError("device=cuda: this torch sees no CUDA device. Use device=cpu, or install a CUDA build.")
+    if wanted == "auto":
+        return "cuda" if available else "cpu"
+    return wanted
+
+
+def choose_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: Literal["cpu", "cuda"]) -> Precision:
+    """The precision of the forward pass.
+
+    Raises:
+        ConfigError: fp16 was asked for on a CPU.
+    """
+    if wanted == "fp16" and device == "cpu":
+        raise ConfigError("precision=fp16 needs device=cuda; on a CPU use bf16 or fp32.")
+    if wanted != "auto":
+        return wanted
+    # Emulated bfloat16 is several times slower than float32: ask for the hardware, not for mere support.
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def launch(config: TrainConfig) -> Fabric:
+    """Fabric on the device of a resolved configuration, or on this process's share of them when started by `torchrun`."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    fabric = Fabric(
+        accelerator=config.device,
+        devices=local,
+        num_nodes=processes // local,
+        # A batch without boxes gives the denoising embedding no gradient: let DDP look for such parameters.
+        strategy=DDPStrategy(find_unused_parameters=True, timeout=_PATIENCE) if processes > 1 else "auto",
+        precision=_FABRIC_PRECISION[config.precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def shut_down(fabric: Fabric) -> None:
+    """Leaves the process group, if there is one."""
+    if fabric.world_size > 1 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

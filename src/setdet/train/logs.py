@@ -1,0 +1,175 @@
+"""What a run tells: metrics.jsonl, TensorBoard and a progress bar."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from setdet.errors import TrainingError
+
+
+class LossWatch:
+    """Collects the loss terms of batches on the device, and reads them all at once.
+
+    Reading a number from an accelerator waits for it, so that a check after every batch would slow training down.
+    """
+
+    def __init__(self) -> None:
+        self._terms: list[tuple[tuple[str, ...], Tensor]] = []
+        self._pictures: list[Sequence[str]] = []
+
+    def add(self, terms: dict[str, Tensor], *, pictures: Sequence[str]) -> None:
+        """Remembers the detached terms of one batch, and what to call its pictures."""
+        self._terms.append((tuple(terms), torch.stack([term.float() for term in terms.values()])))
+        self._pictures.append(pictures)
+
+    def read(self, *, step: int) -> list[dict[str, float]]:
+        """The terms of each batch since the last reading.
+
+        Raises:
+            TrainingError: a term is not finite; pictures and terms of the first such batch are named.
+        """
+        if not self._terms:
+            return []
+        numbers = torch.cat([values for _, values in self._terms]).tolist()
+        batches, start = [], 0
+        for (names, _), pictures in zip(self._terms, self._pictures, strict=True):
+            batch = dict(zip(names, numbers[start : start + len(names)], strict=True))
+            start += len(names)
+            if not all(math.isfinite(value) for value in batch.values()):
+                raise TrainingError(_not_finite(batch, pictures, step=step, late=len(self._terms) > 1))
+            batches.append(batch)
+        self._terms.clear()
+        self._pictures.clear()
+        return batches
+
+
+def _not_finite(batch: dict[str, float], pictures: Sequence[str], *, step: int, late: bool) -> str:
+    broken = ", ".join(f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value))
+    when = f"in one of the last batches up to step {step}" if late else f"at step {step}"
+    return (
+        f"The loss is not finite {when}: {broken}. Pictures of that batch: {', '.join(pictures)}. "
+        "Check their boxes with `setdet data check`; else lower learning_rate, or use precision=fp32. "
+        "The state saved before is intact."
+    )
+
+
+def mean_terms(batches: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every term; one that is missing from a batch (denoising, where there are no boxes) counts as 0."""
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    return {name: sum(batch.get(name, 0.0) for batch in batches) / len(batches) for name in names}
+
+
+class RunLog:
+    """The run's voice; on every process but the first it is silent and writes nothing."""
+
+    def __init__(
+        self, *, folder: Path, total_batches: int, done_batches: int, step: int, epoch: int, active: bool
+    ) -> None:
+        """Opens the log after `step` steps and `epoch` whole epochs: later lines, of work that was lost, are dropped."""
+        self.active = active
+        self.console = Console(stderr=True, quiet=not active)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (active and self.console.is_terminal),
+        )
+        self._task = self._bar.add_task("training", total=total_batches, completed=done_batches, note="")
+        self._clock = time.perf_counter()
+        self._pictures = 0
+        if active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            path = folder / "metrics.jsonl"
+            _drop_later_lines(path, step=step, epoch=epoch)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self.active:
+            self._file.close()
+            self._board.close()  # type: ignore[no-untyped-call]
+
+    def say(self, message: object) -> None:
+        """Prints a line (or table) above the bar."""
+        self._bar.console.print(message, highlight=False, soft_wrap=True)
+
+    def advance(self, *, pictures: int, epoch: int, epochs: int) -> None:
+        """One batch of `pictures` pictures, over all processes, is done."""
+        self._pictures += pictures
+        self._bar.update(self._task, advance=1, description=f"epoch {epoch + 1}/{epochs}")
+
+    def pictures_per_second(self) -> float:
+        """Training speed since the last call, or since the clock was started."""
+        now = time.perf_counter()
+        speed = self._pictures / max(now - self._clock, 1e-9)
+        self.start_clock()
+        return speed
+
+    def start_clock(self) -> None:
+        """Leaves what took time until now (an evaluation, a checkpoint) out of the speed."""
+        self._clock, self._pictures = time.perf_counter(), 0
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl and its numbers to TensorBoard; both are flushed.
+
+        Args:
+            line: has "kind" ("step" or "epoch"), "step", and numbers, or tables of numbers.
+        """
+        if "images_per_second" in line and "loss" in line:
+            self._bar.update(self._task, note=f"{line['images_per_second']:.1f} images/s · loss {line['loss']:.3f}")
+        if not self.active:
+            return
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in _numbers(line):
+            if name not in ("step", "epoch"):
+                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])  # type: ignore[no-untyped-call]
+        self._board.flush()  # type: ignore[no-untyped-call]
+
+
+def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((prefix + name, float(value)))
+    return found
+
+
+def _drop_later_lines(path: Path, *, step: int, epoch: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break  # the line that a crash cut short is the last one
+        if line["step"] <= step and (line["kind"] != "epoch" or line["epoch"] <= epoch):
+            kept.append(text + "\n")
+    draft = path.with_name(path.name + ".part")
+    draft.write_text("".join(kept), encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,107 @@
+"""One training step: pictures → loss → gradient → weights."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from setdet.data.loader import Batch
+from setdet.models.denoising import DenoisingQueries, make_denoising_queries
+from setdet.models.outputs import RTDETROutput
+from setdet.targets import Targets
+from setdet.train.config import TrainConfig
+
+Criterion = Callable[[RTDETROutput, Targets, DenoisingQueries | None], dict[str, Tensor]]
+
+
+def noise_generator(*, seed: int, epoch: int, batch: int, rank: int) -> torch.Generator:
+    """The source of one batch's denoising noise: a function of its place in the run, so that resuming repeats it."""
+    state = np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def backward(
+    batch: Batch,
+    *,
+    fabric: Fabric,
+    model: nn.Module,
+    criterion: Criterion,
+    config: TrainConfig,
+    num_classes: int,
+    generator: torch.Generator,
+    share: float = 1.0,
+    is_last: bool = True,
+) -> dict[str, Tensor]:
+    """Adds the gradient of one batch's loss to the parameters.
+
+    Args:
+        batch: pictures as uint8 RGB, and their truth.
+        fabric: device and precision.
+        model: what `Fabric`'s strategy made of the detector (it may be wrapped for many processes).
+        criterion: weighted terms of the loss; their sum is the loss.
+        config: of the run.
+        num_classes: of the model.
+        generator: source of the denoising noise.
+        share: of this batch in the step, where several are accumulated.
+        is_last: whether the step follows: only then do processes exchange gradients.
+
+    Returns:
+        The terms, detached, on the device: reading them waits for it.
+    """
+    denoising = make_denoising_queries(
+        batch.targets,
+        num_classes=num_classes,
+        queries=config.denoising_queries,
+        label_noise=config.label_noise,
+        box_noise=config.box_noise,
+        generator=generator,
+    )
+    if denoising is not None:
+        denoising = _denoising_to(denoising, fabric.device)
+    targets = batch.targets.to(fabric.device)
+    images = batch.images.to(fabric.device, non_blocking=True)
+    images = images.to(torch.float32, memory_format=torch.channels_last) / 255
+
+    with _exchange_gradients(model, is_last):
+        with fabric.autocast():
+            output: RTDETROutput = model(images, denoising)
+        # Matching costs and box terms lose too much in half precision: the loss is always float32.
+        terms = criterion(_to_float32(output), targets, denoising)
+        loss = torch.stack(list(terms.values())).sum()
+        fabric.backward(loss * share)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def optimizer_step(*, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
+    """Clips the gradient, moves the weights and clears the gradient."""
+    # A gradient that is not finite shows in the next loss, which is checked without waiting for the device here.
+    fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _exchange_gradients(model: nn.Module, exchange: bool) -> AbstractContextManager[None]:
+    if isinstance(model, DistributedDataParallel) and not exchange:
+        return model.no_sync()  # type: ignore[no-any-return]
+    return nullcontext()
+
+
+def _to_float32(output: RTDETROutput) -> RTDETROutput:
+    values = {field.name: getattr(output, field.name) for field in fields(output)}
+    return replace(output, **{name: value.float() for name, value in values.items() if value is not None})
+
+
+def _denoising_to(denoising: DenoisingQueries, device: torch.device) -> DenoisingQueries:
+    batch_index, query_index = denoising.positive_index
+    return replace(
+        denoising,
+        labels=denoising.labels.to(device, non_blocking=True),
+        boxes_cxcywh=denoising.boxes_cxcywh.to(device, non_blocking=True),
+        positive_index=(batch_index.to(device, non_blocking=True), query_index.to(device, non_blocking=True)),
+        target_index=denoising.target_index.to(device, non_blocking=True),
+    )

@@ -1,0 +1,342 @@
+"""Training as a whole, on a handful of tiny pictures: the run folder, resuming, interrupting, failing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import setdet.train.run as run_module
+from setdet.data.schema import Dataset, Record
+from setdet.errors import ConfigError, OutputError, TrainingError, WeightsError
+from setdet.train.config import TrainConfig
+from setdet.train.run import TrainResult, train
+from setdet.train.setup import STATE
+from setdet.weights.files import load_model, read_info
+
+CLASS_NAMES = ("bright", "dark")
+
+
+def make_dataset(folder: Path, *, train_count: int = 6, val_count: int = 2, boxes: bool = True) -> Dataset:
+    """Grey pictures of 64 pixels with one bright or dark rectangle each."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, count in (("train", train_count), ("val", val_count)):
+        records = []
+        for index in range(count):
+            label = index % 2
+            image = rng.integers(100, 150, (64, 64, 3), dtype=np.uint8)
+            left, top = rng.integers(4, 28, 2)
+            image[top : top + 30, left : left + 24] = 255 * (1 - label)
+            path = folder / f"{split}-{index}.png"
+            cv2.imwrite(str(path), image)
+            number = 1 if boxes else 0
+            records.append(
+                Record(
+                    image=path,
+                    height=64,
+                    width=64,
+                    boxes_xyxy_px=np.array([[left, top, left + 24, top + 30]], dtype=np.float32)[:number],
+                    labels=np.array([label], dtype=np.int64)[:number],
+                    crowd=np.zeros(number, dtype=np.bool_),
+                )
+            )
+        if records:
+            splits[split] = tuple(records)
+    return Dataset(root=folder, format="voc", class_names=CLASS_NAMES, splits=splits)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return make_dataset(folder)
+
+
+def tiny(**changes: object) -> TrainConfig:
+    """Two epochs of three steps."""
+    values = {
+        "model": "rtdetr-n",
+        "queries": 8,
+        "denoising_queries": 4,
+        "epochs": 2,
+        "image_size": [64, 64],
+        "batch_size": 2,
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "evaluate_every": 0,
+        "log_every_steps": 2,
+    }
+    return TrainConfig.from_dict({**values, **changes})
+
+
+def lines(out: Path, kind: str) -> list[dict[str, object]]:
+    parsed = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in parsed if line["kind"] == kind]
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """Weights, average, optimiser and losses of two run folders agree to the bit."""
+    a, b = (torch.load(folder / STATE, weights_only=True) for folder in (first, second))
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for name in a[part]:
+            assert torch.equal(a[part][name], b[part][name]), f"{part}: {name}"
+    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    for index, slots in a["optimizer"]["state"].items():
+        for name, value in slots.items():
+            assert torch.equal(value, b["optimizer"]["state"][index][name]), f"optimizer: {index} {name}"
+    assert {**a["progress"], "seconds": 0} == {**b["progress"], "seconds": 0}
+    first_lines, second_lines = (
+        [(line["epoch"], line["step"], line["loss"], line["terms"]) for line in lines(folder, "epoch")]
+        for folder in (first, second)
+    )
+    assert first_lines == second_lines
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Sends this process a Ctrl-C once `steps` optimiser steps are taken."""
+    original, taken = run_module.optimizer_step, [0]
+
+    def counted(**arguments: object) -> None:
+        original(**arguments)  # type: ignore[arg-type]
+        taken[0] += 1
+        if taken[0] == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_module, "optimizer_step", counted)
+
+
+def test_run_folder_has_weights_config_log_and_state(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "a"
+    before = torch.random.get_rng_state()
+    result = train(dataset, tiny(evaluate_every=2, precision="bf16"), out=out)
+
+    assert torch.equal(before, torch.random.get_rng_state()), "the caller's random state must be left alone"
+    assert (result.epochs, result.steps, result.interrupted, result.evaluated_on) == (2, 6, False, "val")
+    assert 0 <= result.metrics["ap"] <= 1
+    assert yaml.safe_load((out / "config.yaml").read_text())["queries"] == 8
+    assert [line["step"] for line in lines(out, "step")] == [2, 4, 6]
+    first, last = lines(out, "epoch")
+    assert "val" not in first and last["val"] == result.metrics
+    assert list((out / "tensorboard").iterdir())
+
+    info, model = load_model(out / "best.safetensors")
+    assert info.class_names == CLASS_NAMES
+    assert info.preprocessing.image_size == (64, 64)
+    assert info.history["epochs"] == 2 and info.history["config"]["seed"] == 0
+    assert model.config.decoder.queries == 8
+    state = torch.load(out / STATE, weights_only=True)
+    assert all(torch.equal(value, state["ema"][name]) for name, value in model.state_dict().items())
+    assert (out / "best.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_interrupted_and_resumed_run_is_bit_identical(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    config = tiny()
+    train(dataset, config, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        stopped = train(dataset, config, out=tmp_path / "parts")
+    assert stopped.interrupted and stopped.steps == steps
+    torch.rand(7)  # whatever else the process draws must not matter
+    finished = train(dataset, config, out=tmp_path / "parts", resume=True)
+    assert not finished.interrupted and finished.steps == 6
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_run_resumes_from_its_last_state_and_repeats_the_rest(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(checkpoint_every_steps=2, accumulate=2, epochs=3)  # steps of 2 batches and 1, twice an epoch
+    train(dataset, config, out=tmp_path / "whole")
+
+    original, taken = run_module.optimizer_step, [0]
+
+    def dying(**arguments: object) -> None:
+        original(**arguments)  # type: ignore[arg-type]
+        taken[0] += 1
+        if taken[0] == 5:
+            raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "optimizer_step", dying)
+        with pytest.raises(MemoryError):
+            train(dataset, config, out=tmp_path / "parts")
+    train(dataset, config, out=tmp_path / "parts", resume=True)
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    assert [line["step"] for line in lines(tmp_path / "parts", "step")] == [2, 4, 6]
+
+
+def test_accumulated_batches_count_as_one_step(dataset: Dataset, tmp_path: Path) -> None:
+    result = train(dataset, tiny(accumulate=2, epochs=1), out=tmp_path / "run")
+    assert result.steps == 2  # three batches: two, then one
+
+
+def test_resuming_a_finished_run_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    first = train(dataset, tiny(epochs=1), out=tmp_path / "run")
+    weights = (tmp_path / "run" / "last.safetensors").read_bytes()
+    again = train(dataset, tiny(epochs=1), out=tmp_path / "run", resume=True)
+    assert (again.steps, again.epochs) == (first.steps, first.epochs)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == weights
+
+
+def test_best_epoch_is_chosen_on_a_part_of_the_training_split(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[Path]] = []
+
+    class Evaluation:
+        def to_dict(self) -> dict[str, float]:
+            return {"ap": [0.2, 0.5, 0.3][len(seen) - 1], "ap50": 0.6}
+
+    def fake(predictor: object, records: tuple[Record, ...], **_: object) -> Evaluation:
+        seen.append({record.image for record in records})
+        return Evaluation()
+
+    monkeypatch.setattr(run_module, "evaluate", fake)
+    result = train(dataset, tiny(epochs=3, select_on=0.34, evaluate_every=1), out=tmp_path / "run")
+    assert result.best_epoch == 2 and result.evaluated_on == "selection"
+    assert read_info(tmp_path / "run" / "best.safetensors").history["epochs"] == 2
+    assert read_info(tmp_path / "run" / "last.safetensors").history["epochs"] == 3
+    assert seen[0] and seen[0] < {record.image for record in dataset.splits["train"]}
+
+
+def test_val_split_is_made_where_there_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    dataset = make_dataset(tmp_path / "data", train_count=10, val_count=0)
+    result = train(dataset, tiny(epochs=1, evaluate_every=1), out=tmp_path / "run")
+    assert result.metrics
+    assert "val" in capfd.readouterr().err
+
+
+def test_fewer_pictures_than_a_batch(dataset: Dataset, tmp_path: Path) -> None:
+    result = train(dataset, tiny(batch_size=16, epochs=1), out=tmp_path / "run")
+    assert result.steps == 1
+
+
+def test_no_pictures_and_no_boxes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    empty = Dataset(root=tmp_path / "data", format="voc", class_names=CLASS_NAMES, splits={})
+    with pytest.raises(TrainingError, match=r"no pictures to train on.*found none"):
+        train(empty, tiny(), out=tmp_path / "run")
+    with pytest.raises(TrainingError, match="none of the 6 training pictures has a box"):
+        train(make_dataset(tmp_path / "data", boxes=False), tiny(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "nothing may be half-written"
+
+
+def test_output_folder_in_use(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with pytest.raises(OutputError, match="no run to resume"):
+        train(dataset, tiny(), out=out, resume=True)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="in use"):
+        train(dataset, tiny(), out=out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    with pytest.raises(OutputError, match="is a file"):
+        train(dataset, tiny(), out=out / "notes.txt")
+
+
+def test_resuming_with_another_configuration_or_data_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(dataset, tiny(epochs=1), out=out)
+    with pytest.raises(ConfigError, match=r"epochs \(was 1, now 2\)"):
+        train(dataset, tiny(epochs=2), out=out, resume=True)
+    other = Dataset(root=dataset.root, format="voc", class_names=("a", "b"), splits=dataset.splits)
+    with pytest.raises(TrainingError, match="other training pictures"):
+        train(other, tiny(epochs=1), out=out, resume=True)
+    (out / STATE).write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="no training state"):
+        train(dataset, tiny(epochs=1), out=out, resume=True)
+
+
+def test_loss_that_is_not_finite_names_pictures_and_terms(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = run_module.backward, [0]
+
+    def poisoned(batch: object, **arguments: object) -> dict[str, torch.Tensor]:
+        calls[0] += 1
+        terms: dict[str, torch.Tensor] = original(batch, **arguments)  # type: ignore[arg-type]
+        return {**terms, "box_giou": torch.tensor(float("nan"))} if calls[0] == 5 else terms
+
+    monkeypatch.setattr(run_module, "backward", poisoned)
+    with pytest.raises(
+        TrainingError, match=r"box_giou = nan\. Pictures of that batch: .*train-\d\.png, .*train-\d\.png"
+    ):
+        train(dataset, tiny(), out=tmp_path / "run")
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert state["progress"]["step"] == 3, "the state of the last sound epoch stays"
+
+
+def test_fine_tuning_with_other_classes(dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(dataset, tiny(epochs=1), out=tmp_path / "first")
+    three = Dataset(root=dataset.root, format="voc", class_names=("bright", "dark", "new"), splits=dataset.splits)
+    config = tiny(epochs=1, init=str(tmp_path / "first"), freeze=["backbone"], learning_rate=1e-5)
+    result = train(three, config, out=tmp_path / "second")
+    assert "class heads start anew" in capfd.readouterr().err
+    before, after = (load_model(tmp_path / name / "last.safetensors")[1].state_dict() for name in ("first", "second"))
+    backbone = [name for name in before if name.startswith("backbone.")]
+    assert backbone and all(torch.equal(before[name], after[name]) for name in backbone)
+    assert result.steps == 3
+    with pytest.raises(WeightsError):
+        train(three, tiny(init=str(tmp_path / "nothing")), out=tmp_path / "third")
+
+
+def test_many_epochs_keep_no_tensors(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+
+    counts = []
+    original = run_module._Run.finish_epoch
+
+    def counted(self: run_module._Run) -> None:
+        original(self)
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+
+    monkeypatch.setattr(run_module._Run, "finish_epoch", counted)
+    train(dataset, tiny(epochs=4, evaluate_every=1), out=tmp_path / "run")
+    assert counts[1] == counts[2] == counts[3]
+
+
+def test_loss_falls(dataset: Dataset, tmp_path: Path) -> None:
+    config = tiny(epochs=8, learning_rate=1e-3, precision="bf16", augment={}, denoising_queries=0)
+    train(dataset, config, out=tmp_path / "run")
+    losses = [line["loss"] for line in lines(tmp_path / "run", "epoch")]
+    assert losses[-1] < 0.8 * losses[0]  # type: ignore[operator]
+
+
+def test_two_processes_share_a_run(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    script = Path(__file__).with_name("train_two_processes.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = ["--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second, "both processes hold the same weights and report the same metrics"
+    assert first["steps"] == 4 and first["metrics"]
+    assert len(lines(tmp_path / "run", "epoch")) == 2
+
+
+def test_result_is_what_callers_read() -> None:
+    fields = ["out", "epochs", "steps", "seconds", "metrics", "evaluated_on", "best_epoch", "interrupted"]
+    assert list(TrainResult.__dataclass_fields__) == fields
