@@ -1,0 +1,152 @@
+"""Checkpoints: what is written comes back, what is broken is refused with a reason, nothing is half-written."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from setdet.errors import WeightsError
+from setdet.images import Preprocessing
+from setdet.models.rtdetr import RTDETR, build_model
+from setdet.weights.catalog import CATALOG, resolve
+from setdet.weights.files import CheckpointInfo, initialize_from, load_checkpoint, load_model, read_info, save_checkpoint
+
+NAMES = ("crack", "dent")
+
+
+def make_info(model: RTDETR, class_names: tuple[str, ...] = NAMES) -> CheckpointInfo:
+    return CheckpointInfo(
+        model=model.config,
+        class_names=class_names,
+        preprocessing=Preprocessing(image_size=(96, 64)),
+        history={"epochs": 3},
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> RTDETR:
+    torch.manual_seed(0)
+    return build_model("rtdetr-n", num_classes=2)
+
+
+@pytest.fixture
+def checkpoint(model: RTDETR, tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    save_checkpoint(path, state=model.state_dict(), info=make_info(model))
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was(model: RTDETR, checkpoint: Path) -> None:
+    info, loaded = load_model(checkpoint)
+    assert info == make_info(model) == read_info(checkpoint)
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_half_precision_is_widened_on_loading(model: RTDETR, tmp_path: Path) -> None:
+    half = {n: t.half() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    save_checkpoint(tmp_path / "half.safetensors", state=half, info=make_info(model))
+    _, state = load_checkpoint(tmp_path / "half.safetensors")
+    assert all(t.dtype in (torch.float32, torch.int64) for t in state.values())
+    assert torch.equal(state["backbone.stem.conv1.conv.weight"], half["backbone.stem.conv1.conv.weight"].float())
+
+
+def test_a_failed_write_leaves_the_old_file(model: RTDETR, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = checkpoint.read_bytes()
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(checkpoint, state=model.state_dict(), info=make_info(model))
+    assert checkpoint.read_bytes() == before
+    assert len(list(checkpoint.parent.iterdir())) == 1
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(WeightsError, match="never executed"):
+        load_model(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_cut_short_is_refused(checkpoint: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="cut short"):
+        load_model(checkpoint)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(WeightsError, match="without setdet's metadata"):
+        read_info(tmp_path / "foreign.safetensors")
+
+
+def test_tensors_of_another_model_are_refused_with_the_first_differences(model: RTDETR, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.safetensors"
+    save_checkpoint(path, state={"a.weight": torch.zeros(1)}, info=make_info(model))
+    with pytest.raises(WeightsError, match="does not fit rtdetr-n, .* differences: backbone.stem.conv1.conv.weight is"):
+        load_model(path)
+
+
+def test_nan_in_a_tensor_is_refused(model: RTDETR, tmp_path: Path) -> None:
+    state = dict(model.state_dict())
+    state["memory_proj.0.conv.weight"] = torch.full_like(state["memory_proj.0.conv.weight"], torch.nan)
+    save_checkpoint(tmp_path / "nan.safetensors", state=state, info=make_info(model))
+    with pytest.raises(WeightsError, match="1 tensors hold NaN or infinity, first: memory_proj.0.conv.weight"):
+        load_model(tmp_path / "nan.safetensors")
+
+
+def test_fine_tuning_keeps_everything_but_the_class_heads(model: RTDETR, checkpoint: Path) -> None:
+    torch.manual_seed(1)
+    tuned = build_model("rtdetr-n", num_classes=5)
+    heads = tuned.query_selection.class_head.weight.clone()
+    report = initialize_from(tuned, checkpoint, ("a", "b", "c", "d", "e"))
+    assert any("class heads start anew" in line for line in report)
+    assert torch.equal(tuned.query_selection.class_head.weight, heads)
+    assert torch.equal(tuned.backbone.stem.conv1.conv.weight, model.backbone.stem.conv1.conv.weight)
+    assert torch.equal(tuned.query_selection.box_head.layers[0].weight, model.query_selection.box_head.layers[0].weight)
+
+
+def test_fine_tuning_on_the_same_classes_keeps_the_heads(model: RTDETR, checkpoint: Path) -> None:
+    torch.manual_seed(1)
+    tuned = build_model("rtdetr-n", num_classes=2)
+    initialize_from(tuned, checkpoint, NAMES)
+    assert torch.equal(tuned.query_selection.class_head.weight, model.query_selection.class_head.weight)
+
+
+def test_fine_tuning_from_another_architecture_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match="is a rtdetr-n and does not fit rtdetr-r18"):
+        initialize_from(build_model("rtdetr-r18", num_classes=2), checkpoint, NAMES)
+
+
+def test_resolve_prefers_the_best_weights_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no run folder"):
+        resolve(tmp_path)
+    (tmp_path / "last.safetensors").touch()
+    assert resolve(tmp_path).name == "last.safetensors"
+    (tmp_path / "best.safetensors").touch()
+    assert resolve(str(tmp_path)).name == "best.safetensors"
+
+
+def test_resolve_says_what_there_is() -> None:
+    with pytest.raises(WeightsError, match="rtdetr-n/surfaces"):
+        resolve("rtdetr-q/nothing")
+    with pytest.raises(WeightsError, match="'rtdetr-r18' is a model, not weights"):
+        resolve("rtdetr-r18")
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_packaged_weights_load(name: str) -> None:
+    info, _ = load_model(resolve(name))
+    assert info.model.name == name.split("/")[0]
