@@ -11,10 +11,12 @@ import torch
 
 import setdet.train.run as run_module
 from setdet.data.schema import Record
-from test_train import make_dataset, tiny
+from setdet.models.variants import MODELS
+from test_train import TINY, make_dataset, tiny
 
 
 def main(folder: Path) -> None:
+    MODELS["tiny"] = TINY
     rank = int(os.environ["RANK"])
     data = folder / "data" / str(rank)
     data.mkdir()

@@ -1,0 +1,218 @@
+"""The parts of training, each alone: schedule, average, parameter groups, loss checks, logs, configuration."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from setdet.errors import ConfigError, TrainingError
+from setdet.models.rtdetr import build_model
+from setdet.train.config import TrainConfig
+from setdet.train.devices import choose_device, choose_precision
+from setdet.train.ema import Ema, decay_for, warmup_for
+from setdet.train.logs import LossWatch, RunLog, mean_terms
+from setdet.train.optim import (
+    build_optimizer,
+    frozen_modules,
+    parameter_groups,
+    set_rate,
+    set_training_mode,
+    summary,
+)
+from setdet.train.recipes import RECIPES, paper_v1, recipe
+from setdet.train.schedule import rate_factor, warmup_steps_for
+from setdet.train.setup import configured_model, resolved
+from setdet.train.step import noise_generator
+
+
+def factors(schedule: str, *, total: int = 100, warmup: int = 10, final_rate: float = 0.0) -> list[float]:
+    return [
+        rate_factor(step, total_steps=total, warmup_steps=warmup, schedule=schedule, final_rate=final_rate)  # type: ignore[arg-type]
+        for step in range(total)
+    ]
+
+
+def test_schedules() -> None:
+    cosine = factors("cosine")
+    assert cosine[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert cosine[10] == 1.0
+    assert cosine[55] == pytest.approx(0.5)
+    assert 0 < cosine[-1] < 0.001
+    assert all(later <= earlier for earlier, later in zip(cosine[10:], cosine[11:], strict=False))
+    assert set(factors("constant")[10:]) == {1.0}
+    flat = factors("flat-cosine", final_rate=0.5)
+    assert set(flat[10:51]) == {1.0} and flat[75] == pytest.approx(0.75) and 0.5 < flat[-1] < 0.501
+    assert rate_factor(0, total_steps=1, warmup_steps=0, schedule="cosine") == 1.0
+
+
+def test_warm_up_and_average_scale_with_the_run() -> None:
+    assert warmup_steps_for(527_000) == 2000
+    assert warmup_steps_for(1000) == 50
+    assert warmup_steps_for(1) == 1
+    assert decay_for(527_000) == 0.9999 and warmup_for(0.9999) == 2000  # the published run
+    assert decay_for(1000) == pytest.approx(0.95)
+    assert decay_for(10) == pytest.approx(0.9)
+
+
+def test_ema_follows_its_formula_and_keeps_buffers() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = Ema(model=model, decay=0.9, warmup_steps=5)
+    expected = {name: value.clone().double() for name, value in model.state_dict().items()}
+    for step in range(1, 8):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.add_(1) if value.dtype == torch.int64 else value.mul_(1.5).add_(0.1)
+        ema.update(model, step=step)
+        decay = 0.9 * (1 - math.exp(-step / 5))
+        for name, value in model.state_dict().items():
+            expected[name] = (
+                value.double() if value.dtype == torch.int64 else decay * expected[name] + (1 - decay) * value
+            )
+    for name, value in ema.module.state_dict().items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert not ema.module.training
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+
+
+def test_parameter_groups_hold_every_parameter_once() -> None:
+    model = build_model("rtdetr-n", num_classes=2)
+    config = TrainConfig(learning_rate=1e-3, backbone_rate=1e-4, weight_decay=0.05)
+    groups = parameter_groups(model, config)
+    assert {group.title: (group.learning_rate, group.weight_decay) for group in groups} == {
+        "backbone: weights": (1e-4, 0.05),
+        "backbone: norms and biases": (1e-4, 0.0),
+        "rest: weights": (1e-3, 0.05),
+        "rest: norms and biases": (1e-3, 0.0),
+    }
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in model.parameters()}
+    assert all(parameter.ndim == 1 for group in groups if group.weight_decay == 0 for parameter in group.parameters)
+
+    optimizer = build_optimizer(groups, fused=True)
+    set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 5e-5, 5e-4, 5e-4]
+    table = summary(groups, model)
+    assert table.row_count == 4
+
+
+def test_frozen_parts_neither_train_nor_gather_statistics() -> None:
+    model = build_model("rtdetr-n", num_classes=2)
+    frozen = frozen_modules(model, ("norms", "encoder"))
+    set_training_mode(model, frozen)
+    groups = parameter_groups(model, TrainConfig(init="x", freeze=("norms", "encoder")))
+    trained = {id(parameter) for group in groups for parameter in group.parameters}
+    assert not trained & {id(parameter) for parameter in model.encoder.parameters()}
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(norm.training or id(norm.weight) in trained for norm in norms)
+    assert model.decoder.training and model.backbone.training and not model.encoder.training
+    assert summary(groups, model).row_count == len(groups) + 1
+
+    with pytest.raises(ConfigError, match="no part 'bakbone'.*Known: norms, backbone, encoder"):
+        frozen_modules(model, ("bakbone",))
+    model.requires_grad_(False)
+    with pytest.raises(TrainingError, match="Nothing to train"):
+        parameter_groups(model, TrainConfig())
+
+
+def test_noise_depends_on_its_place_in_the_run_alone() -> None:
+    def draw(**place: int) -> float:
+        generator = noise_generator(**{"seed": 0, "epoch": 0, "batch": 0, "rank": 0, **place})
+        return float(torch.rand((), generator=generator))
+
+    assert draw() == draw()
+    assert len({draw(), draw(seed=1), draw(epoch=1), draw(batch=1), draw(rank=1)}) == 5
+
+
+def test_loss_watch_reads_each_batch_and_names_the_broken_one() -> None:
+    watch = LossWatch()
+    watch.add({"class": torch.tensor(1.0), "box": torch.tensor(2.0)}, pictures=["a.png"])
+    watch.add({"class": torch.tensor(3.0)}, pictures=["b.png"])
+    batches = watch.read(step=2)
+    assert batches == [{"class": 1.0, "box": 2.0}, {"class": 3.0}]
+    assert mean_terms(batches) == {"class": 2.0, "box": 1.0}
+    assert watch.read(step=2) == []
+
+    watch.add({"class": torch.tensor(1.0)}, pictures=["c.png"])
+    watch.add({"class": torch.tensor(1.0), "box": torch.tensor(math.inf)}, pictures=["d.png", "e.png"])
+    with pytest.raises(TrainingError, match=r"up to step 7: box = inf\. Pictures of that batch: d\.png, e\.png"):
+        watch.read(step=7)
+
+
+def test_log_drops_lines_of_lost_work_and_a_line_cut_short(tmp_path: Path) -> None:
+    kept = [{"kind": "step", "step": 2, "epoch": 1}, {"kind": "epoch", "step": 3, "epoch": 1}]
+    lost = [{"kind": "step", "step": 4, "epoch": 2}]
+    text = "".join(json.dumps(line) + "\n" for line in [*kept, *lost])
+    (tmp_path / "metrics.jsonl").write_text(text + '{"kind": "st')
+    with RunLog(folder=tmp_path, total_batches=9, done_batches=3, step=3, epoch=1, active=True) as log:
+        log.write(
+            {"kind": "step", "step": 4, "epoch": 2, "loss": 1.5, "terms": {"class": 1.5}, "images_per_second": 2.0}
+        )
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[:2] == kept
+    assert lines[2]["loss"] == 1.5, "a line is on disk before the log is closed"
+
+
+def test_silent_log_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with RunLog(folder=tmp_path, total_batches=1, done_batches=0, step=0, epoch=0, active=False) as log:
+        log.say("hello")
+        log.write({"kind": "step", "step": 1, "epoch": 1})
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_precision_and_device() -> None:
+    assert choose_device("cpu") == "cpu"
+    assert choose_precision("bf16", "cpu") == "bf16"
+    assert choose_precision("auto", "cpu") in ("bf16", "fp32")
+    with pytest.raises(ConfigError, match="fp16 needs device=cuda"):
+        choose_precision("fp16", "cpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == "cpu"
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown key 'epoch'. Did you mean 'epochs'?"),
+        ({"image_size": [224, 230]}, "multiples of 32"),
+        ({"image_size": [0, 224]}, "multiples of 32"),
+        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"freeze": ["backbone"]}, "'freeze' needs 'init'"),
+        ({"select_on": 0.2, "evaluate_every": 0}, "'select_on' needs evaluations"),
+        ({"schedule": "linear"}, "'cosine'"),
+    ],
+)
+def test_configuration_says_what_is_wrong(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace(".", r"\.")):
+        TrainConfig.from_dict(values)
+
+
+def test_configuration_survives_its_file_and_documents_every_field(tmp_path: Path) -> None:
+    config = recipe("default", model="rtdetr-n")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert TrainConfig.from_yaml(tmp_path / "config.yaml") == config
+    assert config.override(["learning_rate=0.001", "image_size=[224, 256]"]).image_size == (224, 256)
+    assert not [name for name, field in TrainConfig.model_fields.items() if not field.description]
+
+
+def test_more_plain_epochs_than_epochs() -> None:
+    with pytest.raises(ConfigError, match="plain_epochs=3"):
+        resolved(TrainConfig(epochs=2, plain_epochs=3), device="cpu", precision="fp32")
+
+
+def test_recipes() -> None:
+    assert configured_model(recipe("default", model="rtdetr-n"), 6).decoder.queries == 100
+    scratch, tuned = paper_v1(model="rtdetr-r50"), paper_v1(model="rtdetr-r50", init="weights")
+    assert scratch.backbone_rate is None and scratch.freeze == ()
+    assert tuned.backbone_rate == 1e-5 and tuned.freeze == ("backbone.stem", "norms")
+    frozen_modules(build_model("rtdetr-r50", num_classes=2), tuned.freeze)
+    assert set(RECIPES) == {"default", "paper-v1"}
+    with pytest.raises(ConfigError, match="Did you mean 'default'"):
+        recipe("defualt", model="rtdetr-n")
