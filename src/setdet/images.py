@@ -1,0 +1,282 @@
+"""Pictures as arrays: decoding, orientation, bit depth, and the one way to bring them to the network's size. No torch."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from setdet.config import Config
+from setdet.errors import ImageError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_EXIF_ORIENTATION = 0x0112
+_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Start-of-frame markers hold the size; C4, C8 and CC in that range mean something else.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+class Preprocessing(Config):
+    """How a picture becomes the network's input. Travels in every checkpoint, obeyed by every runtime."""
+
+    image_size: tuple[int, int] = Field(description="(height, width) of the network's input in pixels.")
+    resize: Literal["stretch", "letterbox"] = Field(
+        default="stretch", description="stretch: fill the input; letterbox: keep the aspect, centred, black borders."
+    )
+    filter: Literal["area-linear"] = Field(
+        default="area-linear", description="Resampling: pixel areas when shrinking, linear when enlarging."
+    )
+
+    @field_validator("image_size")
+    @classmethod
+    def _multiples_of_32(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if any(side < 32 or side % 32 for side in size):
+            raise ValueError("height and width must be positive multiples of 32")
+        return size
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in the network's input, in whole pixels.
+
+    Attributes:
+        original_size: (height, width) of the picture.
+        input_size: (height, width) of the network's input.
+        top, left: first row and column of the picture in the input.
+        height, width: size of the picture in the input.
+    """
+
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def to_original(self, boxes_xyxy: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Corners as shares of the network's input (0 to 1) → pixels of the picture, clipped to it. Shape (n, 4)."""
+        height, width = self.original_size
+        input_height, input_width = self.input_size
+        pixels = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 2, 2) * (input_width, input_height)
+        pixels = (pixels - (self.left, self.top)) * (width / self.width, height / self.height)
+        return pixels.clip(0, (width, height)).astype(np.float32).reshape(-1, 4)
+
+    def to_input(self, boxes_xyxy_px: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Corners in pixels of the picture → shares of the network's input (0 to 1). Shape (n, 4)."""
+        height, width = self.original_size
+        input_height, input_width = self.input_size
+        pixels = np.asarray(boxes_xyxy_px, dtype=np.float64).reshape(-1, 2, 2)
+        pixels = pixels * (self.width / width, self.height / height) + (self.left, self.top)
+        return (pixels / (input_width, input_height)).astype(np.float32).reshape(-1, 4)
+
+
+def place(height: int, width: int, preprocessing: Preprocessing) -> Placement:
+    """Where a picture of this size lies in the network's input."""
+    input_height, input_width = preprocessing.image_size
+    placed_height, placed_width = input_height, input_width
+    if preprocessing.resize == "letterbox":
+        scale = min(input_height / height, input_width / width)
+        placed_height, placed_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return Placement(
+        original_size=(height, width),
+        input_size=preprocessing.image_size,
+        top=(input_height - placed_height) // 2,
+        left=(input_width - placed_width) // 2,
+        height=placed_height,
+        width=placed_width,
+    )
+
+
+def preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], Placement]:
+    """The network's input, uint8 (height, width, 3) RGB, and where the picture lies in it.
+
+    Args:
+        image: uint8 (height, width, 3) RGB.
+        preprocessing: the input's size and how to fill it.
+    """
+    placement = place(image.shape[0], image.shape[1], preprocessing)
+    resized = resize(image, placement.height, placement.width)
+    if (placement.height, placement.width) == placement.input_size:
+        return resized, placement
+    canvas = np.zeros((*placement.input_size, 3), dtype=np.uint8)
+    rows = slice(placement.top, placement.top + placement.height)
+    columns = slice(placement.left, placement.left + placement.width)
+    canvas[rows, columns] = resized
+    return canvas, placement
+
+
+def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resamples a uint8 (h, w, 3) picture without aliasing: pixel areas when shrinking, linear when enlarging.
+
+    OpenCV averages areas only where both sides shrink, so a picture that shrinks along one side and grows along
+    the other is done in two steps.
+    """
+    image = np.ascontiguousarray(image)
+    shrunk = (min(height, image.shape[0]), min(width, image.shape[1]))
+    if shrunk != image.shape[:2]:
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    if shrunk != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return image
+
+
+def read_image(path: Path | str) -> NDArray[np.uint8]:
+    """Decodes a picture to uint8 (height, width, 3) RGB.
+
+    Greyscale is repeated, 16 bits are scaled by their full range (never by the content, which would make the same
+    grey mean different things in different pictures), alpha lies over black, EXIF orientation is applied.
+
+    Raises:
+        ImageError: the file is missing, cut short, or no picture.
+    """
+    data = _read_bytes(path)
+    if data.startswith(_JPEG_START) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        # OpenCV would fill the missing part with grey and say nothing.
+        raise ImageError(f"{path}: the JPEG file is cut short. Copy it again from its source, or remove it.")
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error as error:
+        raise ImageError(f"{path}: cannot be decoded as a picture ({error.err}).") from None
+    if decoded is None:
+        raise ImageError(
+            f"{path}: cannot be decoded as a picture; expected one of {', '.join(sorted(IMAGE_SUFFIXES))}. "
+            "Open it in a viewer; if it is broken there too, copy it again from its source or remove it."
+        )
+    if decoded.ndim == 3 and decoded.shape[2] >= 3:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if decoded.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    return _orient(to_rgb_uint8(decoded, source=str(path)), _orientation(data))
+
+
+def to_rgb_uint8(array: NDArray[Any], *, source: str = "array") -> NDArray[np.uint8]:
+    """Any grey, grey + alpha, RGB or RGBA array of 8 or 16 bits → uint8 (height, width, 3) RGB.
+
+    Args:
+        array: (height, width) or (height, width, 1 to 4), uint8, uint16 or bool.
+        source: what to call it in messages.
+
+    Raises:
+        ImageError: another shape or type.
+    """
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or not 1 <= array.shape[2] <= 4 or 0 in array.shape:
+        raise ImageError(f"{source}: expected a picture of shape (height, width[, 1 to 4]), found {array.shape}.")
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype != np.uint8:
+        raise ImageError(
+            f"{source}: expected 8 or 16 bits without sign, found {array.dtype}, which declares no range. "
+            "Scale it to 0…255 and convert it to uint8."
+        )
+    channels = array.shape[2]
+    if channels in (2, 4):
+        colors, alpha = array[:, :, :-1].astype(np.uint16), array[:, :, -1:].astype(np.uint16)
+        array = ((colors * alpha + 127) // 255).astype(np.uint8)
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) of a picture as `read_image` gives it; PNG and JPEG are not decoded for it.
+
+    Raises:
+        ImageError: the file is missing or no picture.
+    """
+    data = _read_bytes(path)
+    size = _jpeg_size(data) if data.startswith(_JPEG_START) else None
+    if data.startswith(_PNG_START) and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        size = (height, width)
+    if size is None or 0 in size:
+        height, width = read_image(path).shape[:2]
+        return height, width
+    return size[::-1] if _orientation(data) >= 5 else size
+
+
+def _read_bytes(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+
+
+def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Applies an EXIF orientation, 1 to 8."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, PNG or WebP file; 1 (upright) where it says none."""
+    for block in _exif_blocks(data):
+        order = {b"II": "<", b"MM": ">"}.get(block[:2])
+        try:
+            if order is None:
+                continue
+            (offset,) = struct.unpack_from(order + "I", block, 4)
+            (entries,) = struct.unpack_from(order + "H", block, offset)
+            for entry in range(offset + 2, offset + 2 + 12 * entries, 12):
+                tag, _, _, value = struct.unpack_from(order + "HHIH", block, entry)
+                if tag == _EXIF_ORIENTATION and 1 <= value <= 8:
+                    return int(value)
+        except struct.error:  # broken metadata says nothing about the pixels
+            continue
+    return 1
+
+
+def _exif_blocks(data: bytes) -> Iterator[bytes]:
+    if data.startswith(_JPEG_START):
+        for marker, body in _jpeg_segments(data):
+            if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+                yield body[6:]
+    elif data.startswith(_PNG_START):
+        position = len(_PNG_START)
+        while position + 8 <= len(data):
+            length, kind = struct.unpack_from(">I4s", data, position)
+            if kind == b"eXIf":
+                yield data[position + 8 : position + 8 + length]
+            position += 12 + length
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        position = 12
+        while position + 8 <= len(data):
+            kind, length = struct.unpack_from("<4sI", data, position)
+            if kind == b"EXIF":
+                yield data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
+            position += 8 + length + length % 2
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, body) of the segments before the pixels."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker == 0xDA:
+            return
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        yield marker, data[position + 4 : position + 2 + length]
+        position += 2 + length
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    for marker, body in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES and len(body) >= 5:
+            height, width = struct.unpack_from(">HH", body, 1)
+            return height, width
+    return None
