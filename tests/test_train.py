@@ -15,11 +15,13 @@ import torch
 import yaml
 
 import setdet.train.run as run_module
+import setdet.train.session as session_module
 from setdet.data.schema import Dataset, Record
 from setdet.errors import ConfigError, OutputError, TrainingError, WeightsError
 from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetStage, HGNetV2Config
 from setdet.train.config import TrainConfig
 from setdet.train.run import TrainResult, train
+from setdet.train.session import Session
 from setdet.train.setup import STATE
 from setdet.weights.files import load_model, read_info
 
@@ -236,7 +238,7 @@ def test_best_epoch_is_chosen_on_a_part_of_the_training_split(
         seen.append({record.image for record in records})
         return Evaluation()
 
-    monkeypatch.setattr(run_module, "evaluate", fake)
+    monkeypatch.setattr(session_module, "evaluate", fake)
     result = train(dataset, tiny(epochs=3, select_on=0.34, evaluate_every=1), out=tmp_path / "run")
     assert result.best_epoch == 2 and result.evaluated_on == "selection"
     assert read_info(tmp_path / "run" / "best.safetensors").history["epochs"] == 2
@@ -328,14 +330,14 @@ def test_fine_tuning_with_other_classes(dataset: Dataset, tmp_path: Path, capfd:
 
 def test_many_epochs_keep_no_tensors(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    original = run_module._Run.finish_epoch
+    original = Session.finish_epoch
 
-    def counted(self: run_module._Run) -> None:
+    def counted(self: Session) -> None:
         original(self)
         gc.collect()
         counts.append(sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.get_objects()))
 
-    monkeypatch.setattr(run_module._Run, "finish_epoch", counted)
+    monkeypatch.setattr(Session, "finish_epoch", counted)
     train(dataset, tiny(epochs=4, evaluate_every=1), out=tmp_path / "run")
     assert counts[1] == counts[2] == counts[3]
 

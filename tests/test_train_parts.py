@@ -213,6 +213,7 @@ def test_recipes() -> None:
     assert scratch.backbone_rate is None and scratch.freeze == ()
     assert tuned.backbone_rate == 1e-5 and tuned.freeze == ("backbone.stem", "norms")
     frozen_modules(build_model("rtdetr-r50", num_classes=2), tuned.freeze)
+    assert recipe("paper-v1").model == "rtdetr-r50"
     assert set(RECIPES) == {"default", "paper-v1"}
     with pytest.raises(ConfigError, match="Did you mean 'default'"):
         recipe("defualt", model="rtdetr-n")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from test_train import TINY, make_dataset, tiny
 
 import setdet.train.run as run_module
 from setdet.data.schema import Record
 from setdet.models.variants import MODELS
-from test_train import TINY, make_dataset, tiny
+from setdet.train.session import Session
 
 
 def main(folder: Path) -> None:
@@ -27,13 +28,13 @@ def main(folder: Path) -> None:
     dataset = replace(dataset, splits={**dataset.splits, "train": tuple(without_boxes)})
 
     sums = []
-    original = run_module._Run.finish_epoch
+    original = Session.finish_epoch
 
-    def remembered(self: run_module._Run) -> None:
+    def remembered(self: Session) -> None:
         original(self)
         sums.append([float(parameter.double().sum()) for parameter in self.parts.model.parameters()])
 
-    run_module._Run.finish_epoch = remembered  # type: ignore[method-assign]
+    Session.finish_epoch = remembered  # type: ignore[method-assign]
     torch.set_num_threads(1)
     result = run_module.train(dataset, tiny(evaluate_every=2), out=folder / "run")
     report = {"steps": result.steps, "metrics": result.metrics, "weights": sums}

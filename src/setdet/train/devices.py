@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from setdet.errors import ConfigError
 from setdet.train.config import TrainConfig

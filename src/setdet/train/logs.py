@@ -97,7 +97,7 @@ class RunLog:
             path = folder / "metrics.jsonl"
             _drop_later_lines(path, step=step, epoch=epoch)
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -109,7 +109,7 @@ class RunLog:
         self._bar.stop()
         if self.active:
             self._file.close()
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
     def say(self, message: object) -> None:
         """Prints a line (or table) above the bar."""
@@ -145,8 +145,8 @@ class RunLog:
         self._file.flush()
         for name, value in _numbers(line):
             if name not in ("step", "epoch"):
-                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])  # type: ignore[no-untyped-call]
-        self._board.flush()  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+        self._board.flush()
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -1,7 +1,8 @@
 """Recipes: functions that return a `TrainConfig`. Change a field with `model_copy(update=…)` or `--set`."""
 
-from setdet.config import suggest
 from setdet.data.transforms import AugmentConfig
+
+from setdet.config import suggest
 from setdet.errors import ConfigError
 from setdet.train.config import TrainConfig
 
@@ -60,12 +61,13 @@ def paper_v1(*, model: str = "rtdetr-r50", init: str | None = None) -> TrainConf
 RECIPES = {"default": default, "paper-v1": paper_v1}
 
 
-def recipe(name: str, *, model: str, init: str | None = None) -> TrainConfig:
-    """The recipe of that name.
+def recipe(name: str, *, model: str | None = None, init: str | None = None) -> TrainConfig:
+    """The recipe of that name, for its usual model or another one.
 
     Raises:
         ConfigError: there is no recipe of that name.
     """
     if name not in RECIPES:
         raise ConfigError(f"There is no recipe '{name}'.{suggest(name, RECIPES)}")
-    return RECIPES[name](model=model, init=init)
+    build = RECIPES[name]
+    return build(init=init) if model is None else build(model=model, init=init)

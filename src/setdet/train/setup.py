@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from setdet.data.sources import hold_out, make_splits
+from setdet.losses.criterion import Criterion
 from torch import nn
 
 from setdet.data.schema import Dataset, Record
-from setdet.data.sources import hold_out, make_splits
 from setdet.errors import ConfigError, OutputError, TrainingError
-from setdet.losses.criterion import Criterion
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import ModelConfig, model_config
 from setdet.train.config import TrainConfig
@@ -128,7 +128,7 @@ def build_parts(config: TrainConfig, *, class_names: tuple[str, ...], fabric: Fa
         torch.manual_seed(config.seed)
         model = build_model(configured_model(config, len(class_names)))
     notes = tuple(initialize_from(model, resolve(config.init), class_names)) if config.init is not None else ()
-    model = model.to(device=fabric.device, memory_format=torch.channels_last)
+    model = model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     frozen = frozen_modules(model, config.freeze)
     set_training_mode(model, frozen)
