@@ -165,7 +165,9 @@ def main() -> None:
         print(f"| {name} | {rate:.2f} | {rate / rates[best]:.2f}× |")
     print(f"\nsetdet trains at {rates[ours] / rates[best]:.2f}× the rate of {best}.")
     if args.json:
-        args.json.write_text(json.dumps({"settings": vars(args) | {"json": None}, "images_per_second": rates}, indent=1))
+        args.json.write_text(
+            json.dumps({"settings": vars(args) | {"json": None}, "images_per_second": rates}, indent=1)
+        )
 
 
 if __name__ == "__main__":

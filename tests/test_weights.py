@@ -11,7 +11,14 @@ from setdet.errors import WeightsError
 from setdet.images import Preprocessing
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.weights.catalog import CATALOG, resolve
-from setdet.weights.files import CheckpointInfo, initialize_from, load_checkpoint, load_model, read_info, save_checkpoint
+from setdet.weights.files import (
+    CheckpointInfo,
+    initialize_from,
+    load_checkpoint,
+    load_model,
+    read_info,
+    save_checkpoint,
+)
 
 NAMES = ("crack", "dent")
 

@@ -66,7 +66,7 @@ def sample_levels(
 
     Sampled in float32 at least: half precision has too few steps for positions on a large grid.
     """
-    batch, queries, heads, _, points, _ = locations.shape
+    batch, queries, heads = locations.shape[:3]
     dtype = torch.promote_types(value.dtype, torch.float32)
     grids = (2 * locations - 1).to(dtype).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B·heads, Q, P, 2)
     weights = weights.to(dtype).permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # (L, B·heads, 1, Q, P)

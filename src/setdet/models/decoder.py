@@ -35,8 +35,9 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(make_box_head(config.width) for _ in range(config.layers))
         self.query_position = MLP(4, 2 * config.width, config.width)
         self.denoising_embedding = nn.Embedding(num_classes + 1, config.width, padding_idx=num_classes)
-        for layer in self.query_position.layers:
-            nn.init.xavier_uniform_(layer.weight)
+        for parameter in self.query_position.parameters():
+            if parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
 
     def forward(
         self,
@@ -81,9 +82,7 @@ class DecoderLayer(nn.Module):
         width = config.width
         self.self_attention = SelfAttention(width=width, heads=config.heads)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attention = DeformableAttention(
-            width=width, heads=config.heads, levels=LEVELS, points=config.points
-        )
+        self.cross_attention = DeformableAttention(width=width, heads=config.heads, levels=LEVELS, points=config.points)
         self.norm2 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, config.feedforward)
         self.linear2 = nn.Linear(config.feedforward, width)
@@ -102,9 +101,7 @@ class DecoderLayer(nn.Module):
         mask: Bool[Tensor, "queries queries"] | None,
     ) -> Float[Tensor, "batch queries width"]:
         x = self.norm1(x + self.self_attention(x, position, mask))
-        attended = self.cross_attention(
-            x + position, reference_cxcywh=reference_cxcywh, memory=memory, shapes=shapes
-        )
+        attended = self.cross_attention(x + position, reference_cxcywh=reference_cxcywh, memory=memory, shapes=shapes)
         x = self.norm2(x + attended)
         return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
 

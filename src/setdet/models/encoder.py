@@ -28,9 +28,7 @@ class HybridEncoder(nn.Module):
         self.aifi = AIFI(config=config)
         self.lateral = nn.ModuleList(ConvNorm(width, width, activation="silu") for _ in range(2))
         self.top_down = nn.ModuleList(FusionBlock(config=config) for _ in range(2))
-        self.downsample = nn.ModuleList(
-            ConvNorm(width, width, kernel=3, stride=2, activation="silu") for _ in range(2)
-        )
+        self.downsample = nn.ModuleList(ConvNorm(width, width, kernel=3, stride=2, activation="silu") for _ in range(2))
         self.bottom_up = nn.ModuleList(FusionBlock(config=config) for _ in range(2))
 
     def forward(self, features: Features) -> Features:

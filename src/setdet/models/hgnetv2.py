@@ -1,5 +1,7 @@
 """HGNetV2: the backbone of rtdetr-n (and of the paper's L and X), after PaddleClas' PP-HGNetV2."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ class Block(nn.Module):
             LightConv(a, b, kernel=stage.kernel)
             if stage.light
             else ConvNorm(a, b, kernel=stage.kernel, activation="relu")
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in pairwise(widths)
         )
         self.squeeze = ConvNorm(sum(widths), stage.channels_out // 2, activation="relu")
         self.excite = ConvNorm(stage.channels_out // 2, stage.channels_out, activation="relu")

@@ -46,9 +46,7 @@ class QuerySelection(nn.Module):
         self.box_head = make_box_head(config.width)
         nn.init.xavier_uniform_(self.project.weight)
 
-    def forward(
-        self, memory: Float[Tensor, "batch tokens width"], shapes: list[tuple[int, int]]
-    ) -> SelectedQueries:
+    def forward(self, memory: Float[Tensor, "batch tokens width"], shapes: list[tuple[int, int]]) -> SelectedQueries:
         anchors, valid = anchor_logits(shapes, like=memory)
         features = self.norm(self.project(torch.where(valid[:, None], memory, 0)))
         logits = self.class_head(features)
@@ -97,6 +95,6 @@ def make_class_head(width: int, num_classes: int) -> nn.Linear:
 def make_box_head(width: int) -> MLP:
     """A three-layer MLP that starts by adding nothing to its reference."""
     head = MLP(width, width, width, 4)
-    nn.init.zeros_(head.layers[-1].weight)
-    nn.init.zeros_(head.layers[-1].bias)
+    for parameter in head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
     return head

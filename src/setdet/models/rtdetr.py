@@ -24,9 +24,7 @@ class RTDETR(nn.Module):
         backbone = config.backbone
         self.backbone = ResNetVD(config=backbone) if isinstance(backbone, ResNetConfig) else HGNetV2(config=backbone)
         self.encoder = HybridEncoder(config=config.encoder, channels=backbone.channels)
-        self.memory_proj = nn.ModuleList(
-            ConvNorm(config.encoder.width, config.decoder.width) for _ in range(LEVELS)
-        )
+        self.memory_proj = nn.ModuleList(ConvNorm(config.encoder.width, config.decoder.width) for _ in range(LEVELS))
         self.query_selection = QuerySelection(config=config.decoder, num_classes=config.num_classes)
         self.decoder = Decoder(config=config.decoder, num_classes=config.num_classes)
         for module in self.backbone.modules():

@@ -16,7 +16,9 @@ class ResNetConfig(Config):
     """A ResNet-vd backbone (He et al. 2018, "Bag of Tricks", fig. 2, tweaks B, C and D)."""
 
     kind: Literal["resnet-vd"] = "resnet-vd"
-    block: Literal["basic", "bottleneck"] = Field(description="two 3×3 convolutions, or 1×1, 3×3, 1×1 four times as wide")
+    block: Literal["basic", "bottleneck"] = Field(
+        description="two 3×3 convolutions, or 1×1, 3×3, 1×1 four times as wide"
+    )
     blocks: tuple[int, int, int, int] = Field(description="residual blocks in each of the four stages")
 
     @property

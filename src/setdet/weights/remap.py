@@ -151,9 +151,7 @@ def _transformers_backbone(config: ResNetConfig) -> Iterator[tuple[str, str]]:
             for index in range(2 if config.block == "basic" else 3):
                 yield from _conv_norm(f"{ours}.conv{index + 1}", f"{theirs}.layer.{index}")
         shortcut = f"{root}.encoder.stages.{stage}.layers.0.shortcut"
-        yield from _conv_norm(
-            f"backbone.stages.{stage}.0.shortcut.conv", shortcut if stage == 0 else f"{shortcut}.1"
-        )
+        yield from _conv_norm(f"backbone.stages.{stage}.0.shortcut.conv", shortcut if stage == 0 else f"{shortcut}.1")
 
 
 def _conv_norm(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
