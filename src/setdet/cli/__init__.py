@@ -1,1 +1,100 @@
-"""The command line, one file a verb."""
+"""The command line: one small file a verb.
+
+A verb imports what it needs when it runs, so that help appears at once and without torch.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from setdet.cli import data, demo, models, predict, train, val
+from setdet.cli.console import show_error
+from setdet.errors import MissingExtraError, SetdetError
+
+# Packages of the extra 'train', by the names that they are imported by.
+_TRAIN_EXTRA = frozenset(
+    (
+        "PIL",
+        "faster_coco_eval",
+        "jaxtyping",
+        "jinja2",
+        "lightning_fabric",
+        "matplotlib",
+        "scipy",
+        "tensorboard",
+        "torch",
+    )
+)
+
+app = typer.Typer(
+    name="setdet",
+    help="RT-DETR, a real-time object detector you can own: train, measure, look, run. Start with `setdet demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(name="demo")(demo.demo)
+app.command(name="train")(train.train)
+app.command(name="val")(val.val)
+app.command(name="predict")(predict.predict)
+app.add_typer(data.app, name="data")
+app.command(name="models")(models.models)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        typer.echo(f"setdet {version('setdet')}")
+    except PackageNotFoundError:
+        typer.echo("setdet (not installed: running from its source)")
+    raise typer.Exit
+
+
+@app.callback()
+def _setdet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: what follows the command's name; None: those of this process.
+
+    Returns:
+        The exit code: 0 done, 1 the job failed, 2 wrong use, 130 interrupted. Failures that setdet foresees are
+        one message on the standard error, without a traceback.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="setdet")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SetdetError as error:
+        return _fail(error)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _TRAIN_EXTRA:
+            raise
+        return _fail(MissingExtraError(module=module, extra="train", purpose="This command"))
+    except KeyboardInterrupt:
+        show_error("Interrupted.")
+        return 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(SetdetError(f"{error.filename}: {error.strerror}."))
+    return 0
+
+
+def _fail(error: SetdetError) -> int:
+    show_error(str(error))
+    return error.exit_code

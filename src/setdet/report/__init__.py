@@ -1,1 +1,1 @@
-"""Pictures and pages that show a result."""
+"""Pages and pictures that show what a detector does: self-contained HTML, contact sheets."""

@@ -1,0 +1,81 @@
+"""`setdet data …`: making and checking data sets."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from setdet.cli.console import err, out, show, show_error, show_table
+from setdet.errors import UsageError
+
+app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
+_make = typer.Typer(help="Make data sets from nothing.", no_args_is_help=True)
+app.add_typer(_make, name="make")
+
+_FORMATS = ("voc", "coco", "yolo")
+
+
+@_make.command()
+def surfaces(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the data set.")],
+    count: Annotated[int, typer.Option(min=1, help="Pictures.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every pixel; another seed, other pictures.")] = 0,
+    format_: Annotated[str, typer.Option("--format", help="voc, coco or yolo.")] = "voc",
+) -> None:
+    """Generate pictures of steel surfaces with six kinds of defect, and exact boxes."""
+    from setdet.config import suggest
+    from setdet.data.surfaces import make
+
+    if format_ not in _FORMATS:
+        raise UsageError(f"--format {format_}: there is no such format.{suggest(format_, _FORMATS)}")
+    make(directory, count=count, seed=seed, format=format_)
+    show(f"{count} pictures in {directory} ({format_}).")
+    show(f"next     setdet train {directory} --model rtdetr-n --image-size 224")
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder, a data.yaml or a COCO JSON.")],
+) -> None:
+    """Read a data set, open every picture, and say what is in it.
+
+    A picture that cannot be read is named; the exit code is 1 then.
+    """
+    from rich.progress import track
+
+    from setdet.data.sources import read_dataset
+    from setdet.errors import ImageError
+    from setdet.images import read_image
+
+    dataset = read_dataset(data)
+    show(f"{data}: {dataset.format}, {len(dataset.class_names)} classes")
+    out.print()
+    splits = list(dataset.splits)
+    boxes = {
+        split: Counter(int(label) for record in records for label in record.labels)
+        for split, records in dataset.splits.items()
+    }
+    rows: list[list[object]] = [["pictures", *(len(records) for records in dataset.splits.values())]]
+    empty = [sum(not len(record.labels) for record in records) for records in dataset.splits.values()]
+    rows.append(["  without boxes", *empty])
+    rows.append(["boxes", *(counts.total() for counts in boxes.values())])
+    rows += [
+        [f"  {name}", *(counts[label] for counts in boxes.values())] for label, name in enumerate(dataset.class_names)
+    ]
+    show_table(["", *splits], rows)
+    for note in dataset.notes:
+        show(f"note: {note}")
+
+    broken = 0
+    records = [record for split in dataset.splits.values() for record in split]
+    for record in track(records, description="opening pictures", console=err, transient=True):
+        try:
+            read_image(record.image)
+        except ImageError as error:
+            broken += 1
+            show_error(str(error))
+    if broken:
+        show_error(f"{broken} of {len(records)} pictures cannot be read; they are named above.")
+        raise typer.Exit(code=1)
+    show(f"All {len(records)} pictures can be read.")

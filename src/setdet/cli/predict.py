@@ -1,0 +1,123 @@
+"""`setdet predict`: pictures go in; the same pictures with boxes, and files of detections on request, come out."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from setdet.cli.console import show, show_error
+from setdet.cli.folders import next_unused, unused
+from setdet.errors import UsageError
+
+if TYPE_CHECKING:
+    from setdet.detections import Detections
+
+_FORMATS = ("json", "coco", "yolo", "csv")
+
+
+def predict(
+    weights: Annotated[
+        str, typer.Argument(help="A .safetensors file, a run folder, or a name such as rtdetr-n/surfaces.")
+    ],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Pictures: files, folders, globs.")],
+    out: Annotated[Path | None, typer.Option(help="New folder for the results.  [default: predictions]")] = None,
+    threshold: Annotated[float, typer.Option(help="Lowest score to keep, 0 to 1.")] = 0.5,
+    save: Annotated[
+        list[str] | None, typer.Option(help="Also write detections as json, coco, yolo or csv; repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Find objects on pictures, and draw them.
+
+    A broken picture is named and left out; the exit code is 1 then.
+    """
+    from setdet.api import load
+    from setdet.config import suggest
+    from setdet.data.writing import write_atomically
+    from setdet.errors import ImageError
+    from setdet.predict import expand_sources
+
+    formats = list(dict.fromkeys(save or ()))
+    for name in formats:
+        if name not in _FORMATS:
+            raise UsageError(f"--save {name}: there is no such format.{suggest(name, _FORMATS)}")
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold}: expected a score from 0 to 1.")
+    paths = expand_sources(sources)
+    folder = next_unused(Path("predictions")) if out is None else unused(out)
+    detector = load(weights, device=device)
+
+    broken: list[str] = []
+
+    def name_broken(source: str, error: ImageError) -> None:
+        broken.append(source)
+        show_error(str(error))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = output_names(paths)
+    found: list[Detections] = []
+    for detections in detector.stream(paths, threshold=threshold, on_error=name_broken):
+        _draw(detections, folder / names[Path(detections.source)])
+        show(f"{detections.source}: {_summary(detections)}")
+        found.append(detections)
+    for name in formats:
+        for place, text in _documents(name, found, names).items():
+            write_atomically(folder / place, text)
+
+    show(f"{len(found)} of {len(paths)} pictures, {sum(map(len, found))} detections → {folder}")
+    if broken:
+        show_error(f"{len(broken)} of {len(paths)} pictures could not be read; they are named above.")
+        raise typer.Exit(code=1)
+
+
+def output_names(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Where each picture's drawing goes, below the output folder: as below the pictures' common folder.
+
+    A drawing is a PNG, unless the picture is a JPEG. Pictures that differ in nothing but the ending keep it in front.
+    """
+    absolute = {path: Path(os.path.abspath(path)) for path in paths}
+    common = Path(os.path.commonpath([path.parent for path in absolute.values()]))
+    relative = {path: place.relative_to(common) for path, place in absolute.items()}
+    stems = Counter(place.with_suffix("") for place in relative.values())
+    names = {}
+    for path, place in relative.items():
+        stem = place.with_suffix("") if stems[place.with_suffix("")] == 1 else place
+        suffix = ".jpg" if place.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        names[path] = stem.with_name(stem.name + suffix)
+    return names
+
+
+def _summary(detections: "Detections") -> str:
+    counts = Counter(detections.class_names[label] for label in detections.labels)
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+
+def _draw(detections: "Detections", target: Path) -> None:
+    from setdet.draw import draw_detections
+    from setdet.images import read_image
+    from setdet.report.sheet import encode
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn = draw_detections(read_image(Path(detections.source)), detections)
+    target.write_bytes(encode(drawn, kind="jpeg" if target.suffix == ".jpg" else "png"))
+
+
+def _documents(format_name: str, found: "list[Detections]", names: dict[Path, Path]) -> dict[Path, str]:
+    """The files of a format, by their place below the output folder."""
+    from setdet.detections import to_coco, to_csv, to_yolo
+
+    match format_name:
+        case "json":
+            values = [detections.to_dict() for detections in found]
+            return {Path("detections.json"): json.dumps(values, indent=1, ensure_ascii=False) + "\n"}
+        case "coco":
+            return {Path("coco.json"): json.dumps(to_coco(found), ensure_ascii=False) + "\n"}
+        case "yolo":
+            places = [Path("labels") / names[Path(detections.source)].with_suffix(".txt") for detections in found]
+            return {place: to_yolo(detections) for place, detections in zip(places, found, strict=True)}
+        case _:
+            return {Path("detections.csv"): to_csv(found)}

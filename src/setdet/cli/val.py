@@ -1,0 +1,71 @@
+"""`setdet val`: how good weights are on a data set."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from setdet.cli.console import show, show_table
+from setdet.errors import UsageError
+
+_HEADLINES = {
+    "ap": "AP, IoU 0.50 to 0.95",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP, small (under 32² pixels)",
+    "ap_medium": "AP, medium",
+    "ap_large": "AP, large (over 96² pixels)",
+    "ar100": "AR, 100 boxes a picture",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+}
+
+
+def val(
+    weights: Annotated[
+        str, typer.Argument(help="A .safetensors file, a run folder, or a name such as rtdetr-n/surfaces.")
+    ],
+    data: Annotated[str, typer.Argument(help="A folder, a data.yaml or a COCO JSON.")],
+    split: Annotated[str, typer.Option(help="Which pictures: train, val or test.")] = "val",
+    confidence: Annotated[
+        float | None, typer.Option(help="Score for precision and recall.  [default: that of best mean F1]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure weights: COCO AP, precision, recall, class by class.
+
+    Classes are matched by name.
+    """
+    from setdet.api import load
+
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise UsageError(f"--confidence {confidence}: expected a score from 0 to 1.")
+    detector = load(weights, device=device)
+    values = detector.evaluate(data, split=split, confidence=confidence).to_dict()
+    if as_json:
+        typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
+    else:
+        _show(values, split=split)
+
+
+def _show(values: dict[str, Any], *, split: str) -> None:
+    show(f"{values['pictures']} pictures, {values['boxes']} boxes ({split})")
+    show("")
+    show_table(("", ""), [(label, _shown(values[key])) for key, label in _HEADLINES.items()])
+    show("")
+    show(f"Precision, recall and F1 are means over the classes at IoU 0.5 and a score of {values['confidence']:.3f}.")
+    show("")
+    columns = ("boxes", "ap", "ap50", "precision", "recall")
+    show_table(
+        ("class", "boxes", "AP", "AP50", "precision", "recall"),
+        [(name, *(_shown(row[column]) for column in columns)) for name, row in values["per_class"].items()],
+    )
+
+
+def _shown(value: float | int | None) -> str:
+    """A count as it is, a share with three decimals, a dash where there is none."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

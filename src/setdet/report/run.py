@@ -1,0 +1,105 @@
+"""The page of a training run."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from setdet.data.schema import Record
+from setdet.errors import DataError
+from setdet.predict import Predictor
+from setdet.report.charts import Series, line_chart
+from setdet.report.measured import measure
+from setdet.report.page import write_page
+from setdet.runtime.torch import TorchRuntime
+from setdet.weights.catalog import resolve
+from setdet.weights.files import load_model
+
+_WORST = 12
+
+
+def write_run_report(folder: Path, *, records: Sequence[Record], measured_on: str, device: str = "auto") -> Path:
+    """Writes `report.html` into a run folder: curves, classes, confusion matrix, worst pictures.
+
+    Args:
+        folder: of a run; its best weights are measured.
+        records: what to measure on, with the labels of the run's classes; empty: only curves are shown.
+        measured_on: what to call `records`.
+        device: as for `TorchRuntime`.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: the run's metrics.jsonl is missing or broken, or a picture cannot be read.
+        WeightsError: the folder has no weights.
+    """
+    epochs = read_epochs(folder / "metrics.jsonl")
+    info, model = load_model(resolve(folder))
+    content: dict[str, Any] = {"figures": None, "classes": None, "matrix": None, "worst": None, "confidence": None}
+    if records:
+        runtime = TorchRuntime(model=model, device=device)
+        predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
+        measured = measure(predictor, records)
+        content = {
+            "figures": measured.figures(),
+            "classes": measured.classes(),
+            "matrix": measured.matrix(),
+            "worst": measured.pictures(measured.worst(_WORST)),
+            "confidence": measured.confidence,
+        }
+    height, width = info.preprocessing.image_size
+    history = info.history
+    lead = (
+        f"{info.model.name} at {height} × {width} pixels, {history.get('epochs', '?')} epochs over "
+        f"{history.get('pictures', '?')} pictures in {history.get('minutes', 0):.0f} minutes"
+    )
+    lead += f"; measured on {len(records)} pictures ({measured_on})." if records else "; not measured on any picture."
+    config = folder / "config.yaml"
+    return write_page(
+        folder / "report.html",
+        "run.html",
+        title=f"Training run {folder.resolve().name}",
+        lead=lead,
+        charts=curves(epochs),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        **content,
+    )
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl that are about whole epochs.
+
+    Raises:
+        DataError: the file is missing, or a line is not JSON.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"{path}: is missing, so there are no curves. Expected the folder of a training run.") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not one JSON object a line ({error}).") from None
+    return [line for line in lines if line.get("kind") == "epoch"]
+
+
+def curves(epochs: Sequence[dict[str, Any]]) -> list[tuple[str, Markup]]:
+    """AP over epochs and over minutes, loss and learning rate over epochs: (caption, chart)."""
+    measured = [(line, values) for line in epochs if (values := line.get("val") or line.get("selection"))]
+    charts = []
+    for along, caption in (("epoch", "Accuracy over epochs"), ("minutes", "Accuracy over minutes")):
+        lines = [
+            Series(name, [(line[along], _number(values[key])) for line, values in measured])
+            for key, name in (("ap50", "AP50"), ("ap", "AP"))
+        ]
+        charts.append((caption, line_chart(lines, x_label=along, y_label="AP")))
+    for key, name in (("loss", "loss"), ("learning_rate", "learning rate")):
+        line_of = Series(name, [(line["epoch"], _number(line[key])) for line in epochs])
+        charts.append((f"{name.capitalize()} over epochs", line_chart([line_of], x_label="epoch", y_label=name)))
+    return charts
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
