@@ -1,0 +1,209 @@
+"""COCO: one JSON file a split, for all pictures.
+
+Read from a JSON file, or from a folder with `annotations/instances_<split>.json` or `<split>/_annotations.coco.json`.
+Category ids may have gaps: classes are ordered by id. `iscrowd` is kept as `crowd`. No torch.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from setdet.data.records import RawBox, RecordBuilder, check_class_names, normalize_split, read_text
+from setdet.data.schema import Dataset, Record, Sample
+from setdet.data.writing import PictureFolder, write_atomically
+from setdet.errors import DataError, UnknownFormatError
+
+T = TypeVar("T")
+
+_ROBOFLOW = "_annotations.coco.json"
+_KEYS = ("images", "annotations", "categories")
+
+
+def recognizes(path: Path) -> bool:
+    """Whether `path` is a JSON file or a folder in one of this format's layouts."""
+    return path.suffix.lower() == ".json" if path.is_file() else bool(_files(path))
+
+
+def read(path: Path) -> Dataset:
+    """Reads a COCO file or folder.
+
+    Raises:
+        DataError: a file is broken, a picture is missing, an id leads nowhere.
+    """
+    files = _files(path)
+    if not files:
+        raise UnknownFormatError(
+            f"{path}: holds no COCO data set (annotations/instances_<split>.json or <split>/{_ROBOFLOW})."
+        )
+    contents = {file: _load(file) for file in files}
+    names_by_id: dict[int, str] = {}
+    for file, content in contents.items():
+        for category_id, name in _categories(file, content).items():
+            if names_by_id.setdefault(category_id, name) != name:
+                raise DataError(
+                    f"{file}: category {category_id} is '{name}', but '{names_by_id[category_id]}' in another file "
+                    f"of {path}. Export all splits together."
+                )
+    ids = sorted(names_by_id)
+    class_names = check_class_names([names_by_id[category_id] for category_id in ids], source=str(path))
+    label_by_id = {category_id: label for label, category_id in enumerate(ids)}
+    builder = RecordBuilder()
+    splits: dict[str, tuple[Record, ...]] = {}
+    for file, split in files.items():
+        records = _Reader(file, split, label_by_id, class_names).records(contents[file], builder)
+        splits[split] = tuple(sorted((*splits.get(split, ()), *records), key=lambda record: record.image))
+    return Dataset(root=path, format="coco", class_names=class_names, splits=splits, notes=builder.notes())
+
+
+def write(directory: Path, *, split: str, samples: Iterable[Sample], class_names: Sequence[str]) -> None:
+    """Writes one split as `images/<split>/*.png` and `annotations/instances_<split>.json`, the JSON last and whole.
+
+    Raises:
+        DataError: two samples have one name.
+        OutputError: the split is there already, or the folder cannot be written.
+    """
+    pictures = PictureFolder(directory / "images" / split)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for sample in samples:
+        path = pictures.save(sample)
+        height, width = sample.image.shape[:2]
+        images.append({"id": len(images) + 1, "file_name": path.name, "height": height, "width": width})
+        for box, label, crowd in zip(
+            sample.boxes_xyxy_px.tolist(), sample.labels.tolist(), sample.crowd.tolist(), strict=True
+        ):
+            left, top, right, bottom = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": len(images),
+                    "category_id": label + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": int(crowd),
+                }
+            )
+    categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_atomically(directory / "annotations" / f"instances_{split}.json", json.dumps(content))
+
+
+def _files(path: Path) -> dict[Path, str]:
+    """The annotation files and the split that each one is."""
+    if path.is_file():
+        return {path: _split_of(path) or "train"}
+    found = {file: _split_of(file) for file in sorted(path.glob("annotations/instances_*.json"))}
+    found |= {file: normalize_split(file.parent.name) for file in sorted(path.glob(f"*/{_ROBOFLOW}"))}
+    return {file: split for file, split in found.items() if split is not None}
+
+
+def _split_of(file: Path) -> str | None:
+    """ "val" for `instances_val2017.json`, `val.json` or `valid/_annotations.coco.json`."""
+    stem = file.parent.name if file.name == _ROBOFLOW else file.stem
+    return normalize_split(re.sub(r"\d*$", "", stem.removeprefix("instances_")))
+
+
+def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads(read_text(file))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{file}: is not JSON ({error}). Export it again.") from None
+    if not isinstance(content, dict) or not all(_is_list_of_objects(content.get(key)) for key in _KEYS):
+        raise DataError(f"{file}: is no COCO file: expected lists of objects under {', '.join(_KEYS)}.")
+    return content
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _categories(file: Path, content: dict[str, list[dict[str, Any]]]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for category in content["categories"]:
+        category_id = _field(category, "id", int, f"{file}: a category")
+        name = _field(category, "name", str, f"{file}: category {category_id}")
+        if category_id in names:
+            raise DataError(f"{file}: two categories have the id {category_id}. Give each an id of its own.")
+        names[category_id] = name
+    return names
+
+
+def _field(entry: dict[str, Any], key: str, kind: type[T], where: str) -> T:
+    value = entry.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "is missing" if key not in entry else f"is {value!r}"
+        raise DataError(f"{where}: '{key}' {found}, expected {kind.__name__}. Correct it, or export the file again.")
+    return value
+
+
+class _Reader:
+    """Makes records of one annotation file."""
+
+    def __init__(self, file: Path, split: str, label_by_id: dict[int, int], class_names: Sequence[str]) -> None:
+        self._file = file
+        self._label_by_id = label_by_id
+        self._class_names = class_names
+        root = file.parent.parent if file.parent.name == "annotations" else file.parent
+        own_name = file.stem.removeprefix("instances_")  # COCO's own folders are called train2017, val2017
+        folders = [file.parent, root, root / "images"]
+        folders += [base / name for name in (own_name, split) for base in (root, root / "images")]
+        self._folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+    def records(self, content: dict[str, list[dict[str, Any]]], builder: RecordBuilder) -> list[Record]:
+        """One record for each entry of `images`."""
+        boxes: dict[int, list[RawBox]] = {}
+        images: dict[int, dict[str, Any]] = {}
+        for image in content["images"]:
+            image_id = _field(image, "id", int, f"{self._file}: an image")
+            if image_id in images:
+                raise DataError(f"{self._file}: two images have the id {image_id}. Give each an id of its own.")
+            images[image_id], boxes[image_id] = image, []
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"annotation {annotation.get('id', f'number {number}')}"
+            image_id = _field(annotation, "image_id", int, f"{self._file}: {where}")
+            if image_id not in images:
+                raise DataError(f"{self._file}: {where} is of image {image_id}, which is not in the list. Remove it.")
+            boxes[image_id].append(self._box(annotation, f"{where} of {images[image_id].get('file_name')}"))
+        return [self._record(image, boxes[image_id], builder) for image_id, image in images.items()]
+
+    def _record(self, image: dict[str, Any], boxes: list[RawBox], builder: RecordBuilder) -> Record:
+        where = f"{self._file}: image {image['id']}"
+        size = None
+        if image.get("height") is not None and image.get("width") is not None:
+            size = (_field(image, "height", int, where), _field(image, "width", int, where))
+        path = self._find(_field(image, "file_name", str, where))
+        return builder.record(path, size=size, boxes=boxes, source=self._file)
+
+    def _find(self, name: str) -> Path:
+        for folder in self._folders:
+            if (folder / name).is_file():
+                # Most likely all of them lie there: look there first next time.
+                self._folders.remove(folder)
+                self._folders.insert(0, folder)
+                return folder / name
+        places = ", ".join(str(folder) for folder in self._folders)
+        raise DataError(
+            f"{self._file}: its picture '{name}' is missing in {places}. Put it there, or remove its entry."
+        )
+
+    def _box(self, annotation: dict[str, Any], where: str) -> RawBox:
+        category_id = _field(annotation, "category_id", int, f"{self._file}: {where}")
+        if category_id not in self._label_by_id:
+            known = ", ".join(str(known_id) for known_id in self._label_by_id)
+            raise DataError(
+                f"{self._file}: {where} is of the unknown class {category_id}. Known categories: {known}. "
+                "Correct it, or add the category."
+            )
+        box = annotation.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
+            raise DataError(f"{self._file}: {where} needs 'bbox': [left, top, width, height], found {box!r}.")
+        left, top, width, height = box
+        label = self._label_by_id[category_id]
+        return RawBox(
+            label=label,
+            xyxy_px=(left, top, left + width, top + height),
+            where=f"{where} ({self._class_names[label]})",
+            crowd=bool(annotation.get("iscrowd", 0)),
+        )

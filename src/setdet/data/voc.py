@@ -1,0 +1,248 @@
+"""Pascal VOC: one XML file a picture.
+
+Read from three layouts, alone or as folders named after splits (`train`, `validation`, …):
+
+    Annotations/*.xml  JPEGImages/*  ImageSets/Main/{train,val,test}.txt      the classic one
+    annotations/*.xml  images/**                                             NEU-DET's
+    *.xml beside the pictures                                                labelling tools'
+
+Corners in the files are 1-based and inclusive. Boxes marked `difficult` are kept as ordinary ones. The class is the
+object's name, whatever the file is called. Classes are sorted by name unless a `classes.txt` lists them. No torch.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, TreeBuilder, indent, tostring
+from xml.parsers import expat
+
+from setdet.data.records import (
+    SPLITS,
+    RawBox,
+    RecordBuilder,
+    normalize_split,
+    pictures_below,
+    read_class_file,
+    read_text,
+    subfolder,
+    unknown_class,
+)
+from setdet.data.schema import Dataset, Record, Sample
+from setdet.data.writing import PictureFolder, refuse_crowd, write_atomically
+from setdet.errors import DataError, UnknownFormatError
+
+_CLASS_FILE = "classes.txt"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some XML files and the folder to look for their pictures in."""
+
+    split: str
+    annotations: tuple[Path, ...]
+    pictures: Path
+
+
+def recognizes(path: Path) -> bool:
+    """Whether `path` is a folder in one of this format's layouts."""
+    return path.is_dir() and bool(_parts(path))
+
+
+def read(path: Path, *, class_names: Sequence[str] | None = None) -> Dataset:
+    """Reads a VOC folder.
+
+    Args:
+        path: the folder.
+        class_names: the classes in their order; None takes `classes.txt`, else all names found, sorted.
+
+    Raises:
+        DataError: a file is broken, a picture is missing, a class is not among those listed.
+    """
+    parts = _parts(path)
+    if not parts:
+        raise UnknownFormatError(f"{path}: holds no VOC data set (folders of XML files, alone or by split).")
+    if class_names is None and (path / _CLASS_FILE).is_file():
+        class_names = read_class_file(path / _CLASS_FILE)
+    trees = {file: _parse(file) for part in parts for file in part.annotations}
+    if class_names is None:
+        class_names = sorted(
+            {_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")}
+        )
+    builder = RecordBuilder()
+    splits: dict[str, tuple[Record, ...]] = {}
+    for part in parts:
+        pictures = _PictureIndex(part.pictures)
+        records = [_record(file, trees[file], pictures, class_names, builder) for file in part.annotations]
+        pictures.remark_unused(records, builder)
+        splits[part.split] = tuple(sorted((*splits.get(part.split, ()), *records), key=lambda record: record.image))
+    return Dataset(root=path, format="voc", class_names=tuple(class_names), splits=splits, notes=builder.notes())
+
+
+def write(directory: Path, *, split: str, samples: Iterable[Sample], class_names: Sequence[str]) -> None:
+    """Writes one split as `<split>/images/*.png` and `<split>/annotations/*.xml`, and `classes.txt`, as they come.
+
+    Raises:
+        DataError: two samples have one name, or a sample has crowd boxes.
+        OutputError: the split is there already, or the folder cannot be written.
+    """
+    pictures = PictureFolder(directory / split / "images")
+    write_atomically(directory / _CLASS_FILE, "".join(f"{name}\n" for name in class_names))
+    for sample in samples:
+        refuse_crowd(sample, format_name="VOC")
+        image = pictures.save(sample)
+        tree = _to_xml(sample, image.name, class_names)
+        write_atomically(directory / split / "annotations" / f"{image.stem}.xml", tostring(tree, encoding="unicode"))
+
+
+def _parts(root: Path) -> list[_Part]:
+    if (sets := _image_sets(root)) is not None:
+        return sets
+    if annotations := _xml_files(root):
+        return [_Part("train", annotations, root)]
+    parts = []
+    for child in sorted(root.iterdir()):
+        split = normalize_split(child.name)
+        if split and child.is_dir() and (annotations := _xml_files(child)):
+            parts.append(_Part(split, annotations, child))
+    return parts
+
+
+def _xml_files(folder: Path) -> tuple[Path, ...]:
+    annotations = subfolder(folder, "annotations") or folder
+    return tuple(sorted(path for path in annotations.iterdir() if path.suffix.lower() == ".xml"))
+
+
+def _image_sets(root: Path) -> list[_Part] | None:
+    """The classic layout's lists; None where there are none."""
+    lists, annotations = root / "ImageSets" / "Main", subfolder(root, "annotations")
+    names = [name for name in SPLITS if (lists / f"{name}.txt").is_file()]
+    if "train" not in names and (lists / "trainval.txt").is_file():
+        names.append("trainval")
+    if not names or annotations is None:
+        return None
+    parts = []
+    for name in names:
+        stems = [line.split()[0] for line in read_text(lists / f"{name}.txt").splitlines() if line.strip()]
+        files = tuple(annotations / f"{stem}.xml" for stem in stems)
+        parts.append(_Part("train" if name == "trainval" else name, files, subfolder(root, "JPEGImages") or root))
+    return parts
+
+
+class _PictureIndex:
+    """The pictures of a folder and its subfolders, to be found by name or stem."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in pictures_below(folder):
+            self._by_stem.setdefault(path.stem, []).append(path)
+
+    def find(self, file: Path, declared: str) -> Path:
+        """The picture of the XML `file`, whose <filename> is `declared` (with or without suffix, or empty)."""
+        # Path takes "crazing_1" and "crazing_1.jpg" alike, but a name may hold dots of its own: try it whole, too.
+        name = declared.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
+        for stem in (file.stem, Path(name).stem, name):
+            found = self._by_stem.get(stem, [])
+            if len(found) > 1:
+                found = [path for path in found if path.name == name] or found
+            if len(found) > 1:
+                raise DataError(f"{file}: its picture may be {found[0]} or {found[1]}. Rename or remove one of them.")
+            if found:
+                return found[0]
+        raise DataError(
+            f"{file}: its picture '{name or file.stem}' is missing below {self._folder}. Put it there, or remove the XML file."
+        )
+
+    def remark_unused(self, records: Iterable[Record], builder: RecordBuilder) -> None:
+        """Tells of pictures that no XML file speaks of."""
+        total = sum(len(paths) for paths in self._by_stem.values())
+        unused = total - len({record.image for record in records})
+        if unused and self._folder.name != "JPEGImages":  # the classic lists choose among the pictures on purpose
+            builder.remarks[f"{{count}} pictures in {self._folder} have no XML file and are left out."] += unused
+
+
+def _parse(file: Path) -> Element:
+    """The tree of an XML file, which may not declare a document type.
+
+    Entities are declared there, and a few nested ones grow to gigabytes. No annotation needs them.
+    """
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: object) -> None:
+        raise DataError(f"{file}: declares a document type or entities, which is unsafe. Remove the <!DOCTYPE …> part.")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(file.read_bytes(), True)
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}). Put it there, or correct the list of files."
+        ) from None
+    except expat.ExpatError as error:
+        raise DataError(f"{file}: is not XML ({error}). Export it again, or remove it.") from None
+    root = builder.close()
+    if root.tag != "annotation":
+        raise DataError(f"{file}: expected a VOC file with <annotation> at its top, found <{root.tag}>.")
+    return root
+
+
+def _record(
+    file: Path, tree: Element, pictures: _PictureIndex, class_names: Sequence[str], builder: RecordBuilder
+) -> Record:
+    image = pictures.find(file, (tree.findtext("filename") or "").strip())
+    size = None
+    if tree.find("size") is not None:
+        size = (int(_number(tree, "size/height", file)), int(_number(tree, "size/width", file)))
+    boxes = []
+    for number, node in enumerate(tree.iter("object"), start=1):
+        name = _text(node, "name", file)
+        if name not in class_names:
+            raise unknown_class(name, class_names, source=f"{file}: object {number}")
+        if node.findtext("difficult", "0").strip() == "1":
+            builder.remarks["{count} boxes marked difficult are kept as ordinary boxes."] += 1
+        xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{key}", file) for key in ("xmin", "ymin", "xmax", "ymax"))
+        corners = (xmin - 1, ymin - 1, xmax, ymax)
+        boxes.append(RawBox(class_names.index(name), corners, f"object {number} ({name})"))
+    return builder.record(image, size=size, boxes=boxes, source=file)
+
+
+def _text(node: Element, path: str, file: Path) -> str:
+    text = (node.findtext(path) or "").strip()
+    if not text:
+        raise DataError(f"{file}: <{path}> is missing or empty in <{node.tag}>. Add it, or remove that part.")
+    return text
+
+
+def _number(node: Element, path: str, file: Path) -> float:
+    text = _text(node, path, file)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{file}: <{path}> is '{text}', expected a number. Correct it.")
+    return value
+
+
+def _to_xml(sample: Sample, filename: str, class_names: Sequence[str]) -> Element:
+    height, width = sample.image.shape[:2]
+    root = Element("annotation")
+    SubElement(root, "filename").text = filename
+    size = SubElement(root, "size")
+    for key, value in (("width", width), ("height", height), ("depth", 3)):
+        SubElement(size, key).text = str(value)
+    for box, label in zip(sample.boxes_xyxy_px.tolist(), sample.labels.tolist(), strict=True):
+        node = SubElement(root, "object")
+        SubElement(node, "name").text = class_names[label]
+        SubElement(node, "difficult").text = "0"
+        corners = SubElement(node, "bndbox")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (box[0] + 1, box[1] + 1, box[2], box[3]), strict=True):
+            SubElement(corners, key).text = f"{value:.17g}"
+    indent(root)
+    return root
