@@ -1,0 +1,20 @@
+"""Weights of the loss and of the matching."""
+
+from pydantic import Field
+
+from setdet.config import Config
+
+
+class LossConfig(Config):
+    """What is minimised, with the published weights as defaults (paper, section 4.3; authors' configurations)."""
+
+    class_weight: float = Field(default=1.0, ge=0, description="of the varifocal loss")
+    l1_weight: float = Field(default=5.0, ge=0, description="of the L1 distance of boxes (cxcywh, 0 to 1)")
+    giou_weight: float = Field(default=2.0, ge=0, description="of 1 − GIoU")
+    varifocal_alpha: float = Field(default=0.75, ge=0, le=1, description="weight of negatives in the varifocal loss")
+    varifocal_gamma: float = Field(default=2.0, ge=0, description="how much easy negatives are damped")
+    match_class: float = Field(default=2.0, ge=0, description="weight of the focal class cost in matching")
+    match_l1: float = Field(default=5.0, ge=0, description="weight of the L1 distance in matching")
+    match_giou: float = Field(default=2.0, ge=0, description="weight of −GIoU in matching")
+    match_alpha: float = Field(default=0.25, ge=0, le=1, description="α of the focal class cost")
+    match_gamma: float = Field(default=2.0, ge=0, description="γ of the focal class cost")

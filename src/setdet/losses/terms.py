@@ -1,0 +1,46 @@
+"""The terms of the loss, each for all layers at once: one value a layer, not yet divided or weighted."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from setdet.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
+from setdet.losses.matcher import Matches
+from setdet.targets import Targets
+
+
+def varifocal_loss(
+    logits: Float[Tensor, "layers batch queries classes"],
+    boxes_cxcywh: Float[Tensor, "layers batch queries 4"],
+    targets: Targets,
+    matches: Matches,
+    *,
+    alpha: float,
+    gamma: float,
+) -> Float[Tensor, " layers"]:
+    """Cross-entropy whose target is the IoU of the matched pair (Zhang et al. 2021, "VarifocalNet", eq. 2).
+
+    This is what makes the scores, and with them query selection, aware of the IoU (RT-DETR, section 4.3).
+    """
+    predicted = boxes_cxcywh[matches.layer, matches.image, matches.query].detach()
+    iou = box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(targets.boxes_cxcywh[matches.target]))
+    at = (matches.layer, matches.image, matches.query, targets.labels[matches.target])
+    target = torch.zeros_like(logits)
+    target[at] = iou.to(logits.dtype)
+    weight = alpha * logits.detach().sigmoid() ** gamma
+    weight[at] = target[at]
+    return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none").sum(dim=(1, 2, 3))
+
+
+def box_losses(
+    boxes_cxcywh: Float[Tensor, "layers batch queries 4"], targets: Targets, matches: Matches
+) -> tuple[Float[Tensor, " layers"], Float[Tensor, " layers"]]:
+    """L1 distance and 1 − GIoU of the matched pairs, summed over each layer."""
+    predicted = boxes_cxcywh[matches.layer, matches.image, matches.query]
+    truth = targets.boxes_cxcywh[matches.target]
+    l1 = (predicted - truth).abs().sum(dim=-1)
+    giou = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+    # Times zero, not left out: a batch without boxes still gives every parameter a gradient, as DDP expects.
+    nothing = boxes_cxcywh.flatten(1).sum(dim=1) * 0
+    return nothing.index_add(0, matches.layer, l1), nothing.index_add(0, matches.layer, giou)
