@@ -3,6 +3,7 @@
 A verb imports what it needs when it runs, so that help appears at once and without torch.
 """
 
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from setdet.cli import data, demo, models, predict, train, val
-from setdet.cli.console import show_error
+from setdet.cli.console import say, show_error
 from setdet.errors import MissingExtraError, SetdetError
 
 # Packages of the extra 'train', by the names that they are imported by.
@@ -74,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 the job failed, 2 wrong use, 130 interrupted. Failures that setdet foresees are
         one message on the standard error, without a traceback.
     """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="setdet")
     except SystemExit as end:
@@ -93,6 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(SetdetError(f"{error.filename}: {error.strerror}."))
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """A warning as a line for users, without the place in the code that Python puts in front."""
+    say(f"warning: {message}")
 
 
 def _fail(error: SetdetError) -> int:

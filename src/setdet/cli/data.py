@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from setdet.cli.console import err, out, show, show_error, show_table
+from setdet.cli.console import err, show, show_error, show_table
 from setdet.errors import UsageError
 
 app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
@@ -49,9 +49,9 @@ def check(
     from setdet.images import read_image
 
     dataset = read_dataset(data)
-    show(f"{data}: {dataset.format}, {len(dataset.class_names)} classes")
-    out.print()
-    splits = list(dataset.splits)
+    for note in dataset.notes:
+        show(note)
+    show("")
     boxes = {
         split: Counter(int(label) for record in records for label in record.labels)
         for split, records in dataset.splits.items()
@@ -63,9 +63,8 @@ def check(
     rows += [
         [f"  {name}", *(counts[label] for counts in boxes.values())] for label, name in enumerate(dataset.class_names)
     ]
-    show_table(["", *splits], rows)
-    for note in dataset.notes:
-        show(f"note: {note}")
+    show_table(("", *dataset.splits), rows)
+    show("")
 
     broken = 0
     records = [record for split in dataset.splits.values() for record in split]

@@ -1,5 +1,6 @@
 """`setdet train`: a data set goes in, a run folder with weights and a report comes out."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,9 @@ from setdet.cli.folders import next_unused
 from setdet.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from setdet.data.schema import Dataset
     from setdet.train.config import TrainConfig
-    from setdet.train.run import TrainResult
 
+_DEFAULT_MODEL = "rtdetr-r18"
 _MODEL = "What is trained"
 _LENGTH = "How long, on what"
 _RUN = "The run"
@@ -22,7 +22,10 @@ _RUN = "The run"
 def train(
     data: Annotated[str, typer.Argument(help="A folder, a data.yaml or a COCO JSON.", metavar="DATA")],
     model: Annotated[
-        str | None, typer.Option(help="Which model; `setdet models` lists them.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            help=f"Which model; `setdet models` lists them.  [default: {_DEFAULT_MODEL}]", rich_help_panel=_MODEL
+        ),
     ] = None,
     init: Annotated[
         str | None, typer.Option(help="Start from these weights: file, run folder or name.", rich_help_panel=_MODEL)
@@ -122,8 +125,9 @@ def _fresh(recipe_name: str, *, model: str | None, init: str | None, given: dict
     if init is not None:  # looked up before anything slow; the weights say which model they are
         info = read_info(resolve(init))
         model = model or info.model.name
-    base = recipe(recipe_name, init=init, **({"model": model} if model else {}))
-    model_config(base.model)
+    model = model or _DEFAULT_MODEL
+    model_config(model)
+    base = recipe(recipe_name, model=model, init=init)
     return TrainConfig.from_dict(base.to_dict() | given, source="command line")
 
 
@@ -138,32 +142,36 @@ def _stored(out: Path, given: dict[str, Any]) -> "TrainConfig":
 
 def _run(data: str, config: "TrainConfig", *, folder: Path, resume: bool) -> None:
     from setdet.data.sources import read_dataset
+    from setdet.report.run import write_run_report
     from setdet.train.run import train as run_training
-    from setdet.train.setup import check_folder
+    from setdet.train.setup import check_folder, choose_pictures
 
     check_folder(folder, resume=resume)  # before the data is read, which takes its time
-    dataset = read_dataset(Path(data))
-    pictures = ", ".join(f"{len(records)} {name}" for name, records in dataset.splits.items())
-    say(f"{data}: {dataset.format}, {len(dataset.class_names)} classes, pictures: {pictures}.")
-    for note in dataset.notes:
-        say(f"note: {note}")
+    dataset = read_dataset(data)
+    pictures = choose_pictures(dataset, config)
+    if len(pictures.training) < config.batch_size:
+        raise UsageError(
+            f"{data}: there are {len(pictures.training)} pictures to train on, fewer than one batch of "
+            f"{config.batch_size}. Add pictures, or choose --batch-size {len(pictures.training)} or less."
+        )
+    is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun, which starts this command several times
+    if is_first:
+        for note in dataset.notes:
+            say(note)
     result = run_training(dataset, config, out=folder, resume=resume)
     if result.interrupted:
         raise typer.Exit(code=130)
-    _conclude(result, dataset, config)
-
-
-def _conclude(result: "TrainResult", dataset: "Dataset", config: "TrainConfig") -> None:
-    """Measures the resulting weights once more, picture by picture, and writes the run's page."""
-    from setdet.report.run import write_run_report
-    from setdet.train.setup import choose_pictures
-
-    pictures = choose_pictures(dataset, config)
+    if not is_first:
+        return
     page = write_run_report(
-        result.out, records=pictures.evaluation, measured_on=pictures.evaluation_name, device=config.device
+        folder, records=pictures.evaluation, measured_on=pictures.evaluation_name, device=config.device
     )
     if result.metrics:
-        show(f"{result.evaluated_on}: AP {result.metrics['ap']:.3f}, AP50 {result.metrics['ap50']:.3f}")
-    show(f"weights  {result.out / 'best.safetensors'}")
+        show(f"{result.evaluated_on}: AP {_shown(result.metrics['ap'])}, AP50 {_shown(result.metrics['ap50'])}")
+    show(f"weights  {folder / 'best.safetensors'}")
     show(f"report   {page}")
-    show(f"next     setdet predict {result.out} PICTURES")
+    show(f"next     setdet predict {folder} PICTURES")
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -82,4 +82,4 @@ def _dashed_line(canvas: NDArray[np.uint8], start: tuple[int, int], end: tuple[i
     length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
     points = np.linspace(start, end, max(2, length // dash)).astype(int).tolist()
     for first, second in zip(points[::2], points[1::2], strict=False):
-        cv2.line(canvas, first, second, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.line(canvas, first, second, (255, 255, 255), 1)

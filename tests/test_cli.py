@@ -1,0 +1,244 @@
+"""The command line: help without torch, verbs end to end on tiny pictures, errors and exit codes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
+
+import setdet.cli.train as train_verb
+from setdet.cli import app, demo, main
+from setdet.cli.folders import next_unused, unused
+from setdet.cli.predict import output_names
+from setdet.cli.train import parse_image_size
+from setdet.errors import OutputError, SetdetError, UsageError
+from setdet.models.variants import MODELS
+from setdet.weights.catalog import resolve
+from setdet.weights.files import read_info
+
+VERBS = ("", "demo", "train", "val", "predict", "data", "data make", "data make surfaces", "data check", "models")
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "small", SMALL)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_imports_nothing_heavy_and_covers_every_verb() -> None:
+    code = (
+        "import sys\n"
+        "from setdet.cli import main\n"
+        f"for verb in {VERBS!r}:\n"
+        "    assert main([*verb.split(), '--help']) == 0, verb\n"
+        "heavy = {'torch', 'numpy', 'cv2', 'scipy', 'matplotlib', 'jinja2', 'pydantic', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert f"Usage: {' '.join(['setdet', *verb.split()])} " in done.stdout
+
+
+def test_all_verbs_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    assert names == {"demo", "train", "val", "predict", "data", "models"}
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("setdet ")
+
+
+@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("320x480", (320, 480)), ("64X32", (64, 32))])
+def test_image_size_is_height_x_width(text: str, size: tuple[int, int]) -> None:
+    assert parse_image_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "224x", "-32", "0", "1x2x3", "32.0", "31", "640x641", "²²⁴"])
+def test_other_image_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--image-size"):
+        parse_image_size(text)
+
+
+def test_failures_become_one_message_and_a_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases: list[tuple[BaseException, int, str]] = [
+        (SetdetError("no [luck]"), 1, "error: no [luck]\n"),
+        (UsageError("no"), 2, "error: no\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "error: /a/b: Permission denied.\n"),
+        (ModuleNotFoundError("x", name="torch"), 2, "pip install 'setdet[train]'"),
+        (ModuleNotFoundError("x", name="scipy.optimize"), 2, "pip install 'setdet[train]'"),
+    ]
+    for error, code, text in cases:
+
+        def fail(error: BaseException = error) -> object:
+            raise error
+
+        monkeypatch.setattr("setdet.cli.models._parameter_counts", fail)
+        assert main(["models"]) == code
+        assert text in capsys.readouterr().err
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> object:
+        raise ModuleNotFoundError("no setdet.typo", name="setdet.typo")
+
+    monkeypatch.setattr("setdet.cli.models._parameter_counts", fail)
+    with pytest.raises(ModuleNotFoundError):
+        main(["models"])
+
+
+def test_models_lists_names_sizes_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    output = capsys.readouterr().out
+    for name in MODELS:
+        assert f"{name} " in output
+    assert "rtdetr-n/surfaces" in output
+    assert "20.2 M" in next(line for line in output.splitlines() if line.startswith("rtdetr-r18"))
+
+
+def test_folders_are_never_shared(tmp_path: Path) -> None:
+    assert next_unused(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").mkdir()
+    assert next_unused(tmp_path / "run") == tmp_path / "run-3"
+    assert unused(tmp_path / "run") == tmp_path / "run"
+    (tmp_path / "run" / "a").touch()
+    with pytest.raises(OutputError, match="in use"):
+        unused(tmp_path / "run")
+
+
+def test_drawings_keep_their_folders_and_never_collide() -> None:
+    paths = [Path("p/a.jpg"), Path("p/a.png"), Path("p/q/a.tif"), Path("p/b.JPEG")]
+    names = output_names(paths)
+    assert names == {
+        Path("p/a.jpg"): Path("a.jpg.jpg"),
+        Path("p/a.png"): Path("a.png.png"),
+        Path("p/q/a.tif"): Path("q/a.png"),
+        Path("p/b.JPEG"): Path("b.jpg"),
+    }
+
+
+def test_data_check_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_voc(tmp_path / "data", train=5, val=2)
+    assert main(["data", "check", str(data)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["pictures", "5", "2"] in lines
+    assert ["bright", "3", "1"] in lines and ["dark", "2", "1"] in lines
+    assert ["boxes", "5", "2"] in lines
+    (data / "val" / "images" / "1.png").write_bytes(b"broken")
+    assert main(["data", "check", str(data)]) == 1
+    assert "1.png" in capsys.readouterr().err
+
+
+def test_surfaces_are_made_checked_and_repeatable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        assert main(["data", "make", "surfaces", name, "--count", "4", "--seed", "3", "--format", "coco"]) == 0
+        assert main(["data", "check", name]) == 0
+    files = [sorted(path.relative_to(name) for path in Path(name).rglob("*") if path.is_file()) for name in ("a", "b")]
+    assert files[0] == files[1]
+    assert all((Path("a") / file).read_bytes() == (Path("b") / file).read_bytes() for file in files[0])
+    assert "COCO" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def test_predict_draws_saves_and_goes_on_after_a_broken_file(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = write_voc(tmp_path / "data") / "train" / "images"
+    (pictures / "broken.png").write_bytes(b"\x89PNG nothing")
+    formats = [word for name in ("json", "coco", "yolo", "csv") for word in ("--save", name)]
+    code = main(["predict", str(weights), str(pictures), "--out", "found", "--threshold", "0", *formats])
+    output = capsys.readouterr()
+    assert code == 1
+    assert output.err.count("broken.png") == 1 and "1 of 9 pictures" in output.err
+    found = Path("found")
+    assert {path.name for path in found.glob("*.png")} == {f"{index}.png" for index in range(8)}
+    document = json.loads((found / "detections.json").read_text())
+    assert len(document) == 8 and len(document[0]["detections"]) == 20
+    coco = json.loads((found / "coco.json").read_text())
+    assert len(coco["images"]) == 8 and len(coco["annotations"]) == 160
+    with (found / "detections.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 160
+    assert len((found / "labels" / "3.txt").read_text().splitlines()) == 20
+    drawn = cv2.imread(str(found / "0.png"))
+    assert drawn is not None and drawn.shape[0] % 64 == 0
+    assert not np.array_equal(drawn[::7, ::7][:10, :10], cv2.imread(str(pictures / "0.png"))[:10, :10])
+
+
+def test_predict_takes_a_new_folder_each_time(tmp_path: Path, weights: Path) -> None:
+    picture = write_voc(tmp_path / "data") / "train" / "images" / "0.png"
+    for _ in range(2):
+        assert main(["predict", str(weights), str(picture)]) == 0
+    assert (tmp_path / "predictions" / "0.png").is_file() and (tmp_path / "predictions-2" / "0.png").is_file()
+
+
+def test_val_prints_the_same_as_table_and_json(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_voc(tmp_path / "data")
+    assert main(["val", str(weights), str(data), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    promised = "ap ap50 ap75 ap_small ap_medium ap_large ar100 precision recall f1 confidence per_class".split()
+    assert set(promised) <= set(values)
+    assert set(values["per_class"]) == set(CLASS_NAMES)
+    assert main(["val", str(weights), str(data), "--split", "train", "--confidence", "0.3"]) == 0
+    table = capsys.readouterr().out
+    assert "8 pictures, 8 boxes (train)" in table and "score of 0.300" in table
+
+
+def test_train_then_val_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_voc(tmp_path / "data")
+    flags = "--model small --epochs 1 --image-size 64x96 --batch-size 4 --workers 0 --seed 7 --device cpu".split()
+    assert main(["train", str(data), *flags, "--precision", "fp32", "--set", "queries=10"]) == 0
+    run = tmp_path / "runs" / "small"
+    info = read_info(resolve(run))
+    assert info.preprocessing.image_size == (64, 96)
+    assert info.model.decoder.queries == 10
+    assert info.class_names == CLASS_NAMES
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "2 pictures (val)" in html and "<svg" in html
+    assert "report.html" in capsys.readouterr().out
+    assert main(["val", str(run), str(data)]) == 0
+    # A finished run resumes to nothing more to do; what was given before is remembered.
+    assert main(["train", str(data), "--out", str(run), "--resume"]) == 0
+    assert main(["train", str(data), "--out", str(run), "--resume", "--seed", "8"]) == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_weights_to_start_from_say_which_model(tmp_path: Path, weights: Path) -> None:
+    given = {"epochs": 1, "image_size": (64, 64)}
+    config = train_verb._fresh("default", model=None, init=str(weights), given=given)
+    assert (config.model, config.init, config.image_size) == ("small", str(weights), (64, 64))
+    assert train_verb._fresh("paper-v1", model=None, init=None, given={}).model == "rtdetr-r18"
+
+
+def test_demo_writes_sheet_and_report_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from setdet.data.surfaces import CLASS_NAMES as KINDS
+
+    monkeypatch.setattr(demo, "WEIGHTS", str(write_weights(tmp_path / "w.safetensors", class_names=KINDS)))
+    monkeypatch.setattr(demo, "PICTURES", 6)
+    for _ in range(2):
+        assert main(["demo", "--out", "shown"]) == 0
+    assert {path.name for path in Path("shown").iterdir()} == {"sheet.png", "report.html"}
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_demo_finds_defects_with_the_packaged_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    if not resolve("rtdetr-n/surfaces").is_file():
+        pytest.skip("the packaged weights are not in this source tree")
+    assert main(["demo"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("AP50"))
+    assert float(line.split()[1].rstrip(":")) >= 0.7
+    assert Path("demo-output/sheet.png").is_file()

@@ -1,0 +1,221 @@
+"""Pages and pictures: charts, pairing of truth and detections, sheets, and that a page needs nothing but itself."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from setdet.data.schema import Record
+from setdet.detections import Detections
+from setdet.errors import DataError, UsageError
+from setdet.report.charts import Series, line_chart, ticks
+from setdet.report.demo import write_demo_report
+from setdet.report.measured import Measured
+from setdet.report.page import write_page
+from setdet.report.pairing import confusion_matrix, pair
+from setdet.report.run import curves, read_epochs
+from setdet.report.sheet import contact_sheet, draw_found_and_true, encode
+
+NAMES = ("crack", "<b>pit</b>")
+
+
+def _record(
+    boxes: list[list[float]], labels: list[int], *, crowd: list[bool] | None = None, image: Path = Path("a.png")
+) -> Record:
+    return Record(
+        image=image,
+        height=100,
+        width=100,
+        boxes_xyxy_px=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        crowd=np.array(crowd or [False] * len(labels), bool),
+    )
+
+
+def _found(boxes: list[list[float]], labels: list[int], scores: list[float]) -> Detections:
+    return Detections.from_arrays(
+        boxes_xyxy_px=boxes, scores=scores, labels=labels, class_names=NAMES, image_size=(100, 100), source="a.png"
+    )
+
+
+def test_pairing_prefers_the_own_class_and_counts_what_is_left() -> None:
+    record = _record([[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]], [0, 1, 0])
+    found = _found([[0, 0, 10, 10], [80, 80, 90, 90], [0, 0, 10, 10]], [1, 0, 1], [0.9, 0.8, 0.7])
+    pairing = pair(record, found)
+    assert pairing.pairs == ((1, 0), (0, 2))  # the best one takes the box of its class, though another overlaps more
+    assert (pairing.wrong_class, pairing.missed, pairing.spurious) == (1, (2,), (1,))
+    assert (pairing.right, pairing.mistakes) == (1, 3)
+
+
+def test_crowds_are_neither_to_be_found_nor_a_mistake() -> None:
+    record = _record([[0, 0, 50, 50]], [0], crowd=[True])
+    pairing = pair(record, _found([[0, 0, 50, 45]], [0], [0.9]))
+    assert (pairing.pairs, pairing.missed, pairing.spurious) == ((), (), ())
+
+
+def test_confusion_matrix_counts_every_box_once() -> None:
+    records = [_record([[0, 0, 10, 10], [50, 50, 60, 60]], [0, 1]), _record([], [])]
+    found = [_found([[0, 0, 10, 10]], [1], [0.9]), _found([[1, 1, 9, 9]], [0], [0.6])]
+    matrix = confusion_matrix(records, found, num_classes=2)
+    assert matrix.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+
+
+def test_confusion_matrix_of_nothing_is_zero() -> None:
+    assert confusion_matrix([_record([], [])], [_found([], [], [])], num_classes=2).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 0.43, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (1, 72, [0, 20, 40, 60, 80]),
+        (3, 3, [3, 4, 5, 6]),
+        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    ],
+)
+def test_ticks_are_round_and_span_the_data(low: float, high: float, expected: list[float]) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    if low != 3:
+        assert found == pytest.approx(expected)
+
+
+def test_chart_escapes_names_and_leaves_out_what_is_not_finite() -> None:
+    chart = str(
+        line_chart(
+            [Series("<script>", [(1, 0.5), (2, math.nan), (3, 0.7)]), Series("b", [(1, 0.1)])],
+            x_label="epoch",
+            y_label="AP",
+        )
+    )
+    assert "<script>" not in chart
+    assert chart.count("<circle") == 3
+    assert "nan" not in chart
+    assert "Nothing was measured" in line_chart([Series("a", [])], x_label="x", y_label="y")
+
+
+def test_chart_puts_larger_values_higher() -> None:
+    chart = str(line_chart([Series("a", [(0, 0.0), (1, 1.0)])], x_label="x", y_label="y"))
+    (first, second) = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert float(second[0]) > float(first[0])
+    assert float(second[1]) < float(first[1])
+
+
+def test_sheet_holds_every_picture_in_its_place() -> None:
+    pictures = [
+        np.full((50, 100, 3), 200, np.uint8),
+        np.full((40, 20, 3), 100, np.uint8),
+        np.full((9, 9, 3), 50, np.uint8),
+    ]
+    sheet = contact_sheet(pictures, columns=2, tile=40, gap=4)
+    assert sheet.shape == (2 * 44 + 4, 2 * 44 + 4, 3)
+    assert sheet[24, 24, 0] == 200 and sheet[24, 68, 0] == 100 and sheet[68, 24, 0] == 50
+    assert sheet[6, 24, 0] == sheet[68, 68, 0] == sheet[0, 0, 0]  # beside a wide picture, no picture, the gap
+    with pytest.raises(UsageError, match="at least one"):
+        contact_sheet([])
+
+
+def test_truth_is_drawn_beside_what_was_found() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    nothing = _found([], [], [])
+    drawn = draw_found_and_true(image, nothing, _record([[10, 10, 60, 60]], [0]), min_side=200)
+    assert drawn.shape == (200, 200, 3)
+    assert drawn[20, 20:120].max() == 255 and drawn[19:23, 20:120].min() == 0  # a line, and dashed
+    assert not draw_found_and_true(image, nothing, _record([], []), min_side=0).any()
+    assert not image.any()
+
+
+def test_encoded_pictures_decode_to_themselves() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    decoded = cv2.imdecode(np.frombuffer(encode(image), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), image)
+
+
+def _measured(folder: Path) -> Measured:
+    records, found = [], []
+    for name in ("a.png", "<i>b.png"):
+        path = folder / name
+        path.write_bytes(encode(np.full((100, 100, 3), 90, np.uint8)))
+        records.append(_record([[0, 0, 10, 10], [50, 50, 60, 60]], [0, 1], image=path))
+        found.append(_found([[0, 0, 10, 10]], [0], [0.9]))
+    row = {"boxes": 2, "ap": 0.5, "ap50": 0.6, "precision": 1.0, "recall": 0.5}
+    values = {
+        "ap": 0.4,
+        "ap50": None,
+        "precision": 1.0,
+        "recall": 0.5,
+        "confidence": 0.3,
+        "per_class": {NAMES[0]: row, NAMES[1]: {**row, "ap50": 0.1, "ap": None}},
+    }
+    return Measured(values=values, records=tuple(records), detections=tuple(found), class_names=NAMES)
+
+
+def _assert_self_contained(html: str) -> None:
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    for address in re.findall(r'src="([^"]{0,30})', html):
+        assert address.startswith("data:image/")
+
+
+def test_demo_page_is_one_file_and_names_cannot_break_it(tmp_path: Path) -> None:
+    measured = _measured(tmp_path)
+    page = write_demo_report(
+        tmp_path / "report.html", measured=measured, weights="rtdetr-n/surfaces", lead="What was done.", commands=[]
+    )
+    html = page.read_text(encoding="utf-8")
+    _assert_self_contained(html)
+    assert html.count("<img") == 2
+    assert "<b>pit</b>" not in html and "<i>b.png" not in html
+    assert html.index("&lt;b&gt;pit") < html.index(">crack<")  # weakest first
+    assert "1 of 2 found" in html
+
+
+def test_run_page_shows_curves_and_mistakes(tmp_path: Path) -> None:
+    measured = _measured(tmp_path)
+    epochs = [
+        {
+            "kind": "epoch",
+            "epoch": n,
+            "minutes": 2.0 * n,
+            "loss": 9.0 / n,
+            "learning_rate": 1e-4,
+            "val": {"ap": 0.1 * n, "ap50": None},
+        }
+        for n in (1, 2, 3)
+    ]
+    charts = curves(epochs)
+    assert [caption for caption, _ in charts][:2] == ["Accuracy over epochs", "Accuracy over minutes"]
+    assert str(charts[0][1]).count("<circle") == 3  # AP50 was not measured, AP was
+    page = write_page(
+        tmp_path / "run.html",
+        "run.html",
+        title="run",
+        lead="lead",
+        charts=charts,
+        config="model: x",
+        figures=measured.figures(),
+        classes=measured.classes(),
+        matrix=measured.matrix(),
+        worst=measured.pictures(measured.worst(1)),
+        confidence=measured.confidence,
+    )
+    html = page.read_text(encoding="utf-8")
+    _assert_self_contained(html)
+    assert html.count("<img") == 1
+    assert html.count("<svg") == 4
+    assert not list(tmp_path.glob(".*part*"))
+
+
+def test_epochs_of_a_broken_log_are_an_error(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    with pytest.raises(DataError, match="is missing"):
+        read_epochs(log)
+    log.write_text(json.dumps({"kind": "epoch", "epoch": 1}) + "\n" + json.dumps({"kind": "step"}) + "\n")
+    assert [line["epoch"] for line in read_epochs(log)] == [1]
+    log.write_text("{")
+    with pytest.raises(DataError, match="JSON"):
+        read_epochs(log)
