@@ -2,6 +2,7 @@
 
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -144,7 +145,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         original(**arguments)  # type: ignore[arg-type]
         taken[0] += 1
         if taken[0] == steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            for process in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
+                os.kill(process, signal.SIGINT)  # as a terminal does, to all of them
 
     monkeypatch.setattr(run_module, "optimizer_step", counted)
 
@@ -173,15 +175,15 @@ def test_run_folder_has_weights_config_log_and_state(dataset: Dataset, tmp_path:
     assert (out / "best.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize(("steps", "workers"), [(1, 0), (3, 0), (4, 1)])
 def test_interrupted_and_resumed_run_is_bit_identical(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int
 ) -> None:
     config = tiny()
     train(dataset, config, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
-        stopped = train(dataset, config, out=tmp_path / "parts")
+        stopped = train(dataset, config.model_copy(update={"workers": workers}), out=tmp_path / "parts")
     assert stopped.interrupted and stopped.steps == steps
     torch.rand(7)  # whatever else the process draws must not matter
     finished = train(dataset, config, out=tmp_path / "parts", resume=True)
@@ -255,7 +257,8 @@ def test_val_split_is_made_where_there_is_none(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_fewer_pictures_than_a_batch(dataset: Dataset, tmp_path: Path) -> None:
-    result = train(dataset, tiny(batch_size=16, epochs=1), out=tmp_path / "run")
+    with pytest.warns(UserWarning, match="6 pictures are fewer than a batch"):
+        result = train(dataset, tiny(batch_size=16, epochs=1), out=tmp_path / "run")
     assert result.steps == 1
 
 
@@ -343,7 +346,8 @@ def test_many_epochs_keep_no_tensors(dataset: Dataset, tmp_path: Path, monkeypat
 
 
 def test_loss_falls(dataset: Dataset, tmp_path: Path) -> None:
-    config = tiny(epochs=8, learning_rate=1e-3, precision="bf16", augment={}, denoising_queries=0)
+    unchanged = {"photometric": 0, "zoom_out": 0, "iou_crop": 0, "flip_horizontal": 0}
+    config = tiny(epochs=18, batch_size=3, learning_rate=2e-3, precision="bf16", augment=unchanged)
     train(dataset, config, out=tmp_path / "run")
     losses = [line["loss"] for line in lines(tmp_path / "run", "epoch")]
     assert losses[-1] < 0.8 * losses[0]  # type: ignore[operator]

@@ -1,5 +1,6 @@
 """The parts of training, each alone: schedule, average, parameter groups, loss checks, logs, configuration."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -24,7 +25,7 @@ from setdet.train.optim import (
 )
 from setdet.train.recipes import RECIPES, paper_v1, recipe
 from setdet.train.schedule import rate_factor, warmup_steps_for
-from setdet.train.setup import configured_model, resolved
+from setdet.train.setup import augment_in, configured_model, resolved
 from setdet.train.step import noise_generator
 
 
@@ -41,7 +42,7 @@ def test_schedules() -> None:
     assert cosine[10] == 1.0
     assert cosine[55] == pytest.approx(0.5)
     assert 0 < cosine[-1] < 0.001
-    assert all(later <= earlier for earlier, later in zip(cosine[10:], cosine[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(cosine))
     assert set(factors("constant")[10:]) == {1.0}
     flat = factors("flat-cosine", final_rate=0.5)
     assert set(flat[10:51]) == {1.0} and flat[75] == pytest.approx(0.75) and 0.5 < flat[-1] < 0.501
@@ -205,6 +206,14 @@ def test_configuration_survives_its_file_and_documents_every_field(tmp_path: Pat
 def test_more_plain_epochs_than_epochs() -> None:
     with pytest.raises(ConfigError, match="plain_epochs=3"):
         resolved(TrainConfig(epochs=2, plain_epochs=3), device="cpu", precision="fp32")
+
+
+def test_last_epochs_are_plain() -> None:
+    config = recipe("paper-v1").model_copy(update={"epochs": 5, "plain_epochs": 2})
+    assert augment_in(2, config) == config.augment
+    plain = augment_in(3, config)
+    assert (plain.photometric, plain.zoom_out, plain.iou_crop, plain.multi_scale) == (0, 0, 0, ())
+    assert plain.flip_horizontal == 0.5
 
 
 def test_recipes() -> None:

@@ -3,10 +3,10 @@
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
-from setdet.data.transforms import AugmentConfig
-from setdet.losses.config import LossConfig
 
 from setdet.config import Config
+from setdet.data.transforms import AugmentConfig
+from setdet.losses.config import LossConfig
 
 
 class TrainConfig(Config):

@@ -1,8 +1,7 @@
 """Recipes: functions that return a `TrainConfig`. Change a field with `model_copy(update=…)` or `--set`."""
 
-from setdet.data.transforms import AugmentConfig
-
 from setdet.config import suggest
+from setdet.data.transforms import AugmentConfig, published_scales
 from setdet.errors import ConfigError
 from setdet.train.config import TrainConfig
 
@@ -29,7 +28,9 @@ def default(*, model: str = "rtdetr-r18", init: str | None = None) -> TrainConfi
         learning_rate=2e-4,
         batch_size=8,
         schedule="cosine",
-        augment=AugmentConfig.light(),
+        augment=AugmentConfig(
+            photometric=0.2, zoom_out=0.0, iou_crop=0.3, flip_horizontal=0.5, flip_vertical=0.5, multi_scale=()
+        ),
     )
 
 
@@ -54,7 +55,7 @@ def paper_v1(*, model: str = "rtdetr-r50", init: str | None = None) -> TrainConf
         warmup_steps=2000,
         ema_decay=0.9999,
         ema_warmup_steps=2000,
-        augment=AugmentConfig(),
+        augment=AugmentConfig(multi_scale=published_scales(640)),
     )
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setdet.data.schema import Dataset
+from setdet.errors import TrainingError
 from setdet.train.config import TrainConfig
 from setdet.train.devices import choose_device, choose_precision, launch, shut_down
 from setdet.train.interrupt import StopRequest, stop_on_signal
@@ -47,7 +48,12 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
         with stop_on_signal() as stop:
             run = Session.open(dataset.class_names, pictures, config=config, fabric=fabric, out=out, resume=resume)
             with run.log:
-                return _train(run, stop)
+                try:
+                    return _train(run, stop)
+                except TrainingError:
+                    # Weights spoilt by one batch fail in the next one: name the batch that spoilt them.
+                    run.watch.read(step=run.progress.step)
+                    raise
     finally:
         shut_down(fabric)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from setdet.data.loader import Batch, training_loader
 from setdet.evaluate import evaluate
 
+from setdet.data.loader import Batch, TrainingLoader, training_loader
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
 from setdet.runtime.torch import TorchRuntime
@@ -18,7 +18,7 @@ from setdet.train.config import TrainConfig
 from setdet.train.logs import LossWatch, RunLog, mean_terms
 from setdet.train.optim import summary
 from setdet.train.schedule import rate_factor
-from setdet.train.setup import STATE, Parts, Pictures, build_parts
+from setdet.train.setup import STATE, Parts, Pictures, augment_in, build_parts
 from setdet.train.state import Progress, fingerprint, load_state, save_state
 from setdet.weights.files import CheckpointInfo, save_checkpoint
 
@@ -298,11 +298,10 @@ class Session:
         self.started = now
 
 
-def _loader(pictures: Pictures, config: TrainConfig, *, fabric: Fabric, epoch: int, first_batch: int) -> Any:
-    plain = epoch >= config.epochs - config.plain_epochs
+def _loader(pictures: Pictures, config: TrainConfig, *, fabric: Fabric, epoch: int, first_batch: int) -> TrainingLoader:
     return training_loader(
         pictures.training,
-        augment=config.augment.plain() if plain else config.augment,
+        augment=augment_in(epoch, config),
         preprocessing=Preprocessing(image_size=config.image_size),
         batch_size=config.batch_size,
         seed=config.seed,

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
-from setdet.data.sources import hold_out, make_splits
-from setdet.losses.criterion import Criterion
 from torch import nn
 
 from setdet.data.schema import Dataset, Record
+from setdet.data.sources import hold_out, make_splits
+from setdet.data.transforms import AugmentConfig
 from setdet.errors import ConfigError, OutputError, TrainingError
+from setdet.losses.criterion import Criterion
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import ModelConfig, model_config
 from setdet.train.config import TrainConfig
@@ -82,6 +83,13 @@ def check_folder(out: Path, *, resume: bool) -> None:
         raise OutputError(f"{out}: is a file; the output must be a folder.")
     if not resume and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out}: the folder is in use. Choose another, or resume the run that is in it.")
+
+
+def augment_in(epoch: int, config: TrainConfig) -> AugmentConfig:
+    """The augmentation of an epoch (from 0): in the last, plain ones, only flips and turns, at the evaluated size."""
+    if epoch < config.epochs - config.plain_epochs:
+        return config.augment
+    return config.augment.model_copy(update={"photometric": 0.0, "zoom_out": 0.0, "iou_crop": 0.0, "multi_scale": ()})
 
 
 def configured_model(config: TrainConfig, num_classes: int) -> ModelConfig:

@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from setdet.data.loader import Batch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from setdet.data.loader import Batch
 from setdet.models.denoising import DenoisingQueries, make_denoising_queries
 from setdet.models.outputs import RTDETROutput
 from setdet.targets import Targets
