@@ -6,7 +6,7 @@ A verb imports what it needs when it runs, so that help appears at once and with
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -102,7 +102,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning as a line for users, without the place in the code that Python puts in front."""
     say(f"warning: {message}")
 

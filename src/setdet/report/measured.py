@@ -54,7 +54,8 @@ class Measured:
 
     def matrix(self) -> dict[str, Any]:
         """The confusion matrix for a page: each row's cells with their text, and how strongly to colour them."""
-        counts = confusion_matrix(self.records, self.detections, num_classes=len(self.class_names))
+        nothing = len(self.class_names)
+        counts = confusion_matrix(self.records, self.detections, num_classes=nothing)
         totals = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
         rows = [
@@ -62,7 +63,8 @@ class Measured:
                 "name": name,
                 "cells": [
                     {
-                        "text": str(count) if count else "·",
+                        # Nothing there and nothing found has no count.
+                        "text": "" if row == column == nothing else str(count) if count else "·",
                         "strength": 0.12 + 0.6 * share if count else None,
                         "right": row == column,
                     }
@@ -71,7 +73,6 @@ class Measured:
             }
             for row, name in enumerate((*self.class_names, "(nothing there)"))
         ]
-        rows[-1]["cells"][-1]["text"] = ""  # nothing there and nothing found has no count
         return {"columns": (*self.class_names, "(missed)"), "rows": rows}
 
     def pictures(self, indices: Sequence[int] | None = None) -> list[dict[str, str]]:
