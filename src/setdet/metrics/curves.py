@@ -1,0 +1,119 @@
+"""Precision and recall over confidence at one IoU, and the confidence at which the mean F1 is best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from setdet.data.schema import Record
+from setdet.detections import Detections
+
+
+@dataclass(frozen=True)
+class ClassCurve:
+    """One class's detections, best first, crowd ones left out.
+
+    Attributes:
+        name: of the class.
+        scores: (n,) falling.
+        hits: (n,) whether each detection found a box.
+        boxes: how many boxes there are to be found.
+    """
+
+    name: str
+    scores: NDArray[np.float32]
+    hits: NDArray[np.bool_]
+    boxes: int
+
+    def counts(self, confidence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(found boxes, detections) at each confidence."""
+        kept = np.searchsorted(-self.scores.astype(np.float64), -confidence, side="right")
+        return np.concatenate([[0], np.cumsum(self.hits)])[kept], kept
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Means over the classes that have boxes, at one confidence; a class that detects nothing has precision 0."""
+
+    confidence: float
+    precision: float
+    recall: float
+    f1: float
+    per_class: tuple[tuple[str, float, float, float], ...]
+    """(name, precision, recall, F1) of each class that has boxes."""
+
+
+def class_curves(
+    records: Sequence[Record], detections: Sequence[Detections], class_names: Sequence[str], *, iou: float = 0.5
+) -> tuple[ClassCurve, ...]:
+    """Matches each class by itself, best score first, each detection to the free box that it overlaps most."""
+    scores: list[list[NDArray[np.float32]]] = [[] for _ in class_names]
+    hits: list[list[NDArray[np.bool_]]] = [[] for _ in class_names]
+    boxes = np.zeros(len(class_names), dtype=np.int64)
+    for record, found in zip(records, detections, strict=True):
+        for label in np.union1d(record.labels, found.labels):
+            truth, mine = record.labels == label, found.labels == label
+            overlap = _overlap(found.boxes_xyxy_px[mine], record.boxes_xyxy_px[truth], record.crowd[truth])
+            hit, ignored = _match(overlap, record.crowd[truth], iou)
+            scores[label].append(found.scores[mine][~ignored])
+            hits[label].append(hit[~ignored])
+            boxes[label] += int(np.sum(~record.crowd[truth]))
+    curves = []
+    for label, name in enumerate(class_names):
+        score = np.concatenate([*scores[label], np.zeros(0, dtype=np.float32)])
+        order = np.argsort(-score, kind="stable")
+        hit = np.concatenate([*hits[label], np.zeros(0, dtype=np.bool_)])[order]
+        curves.append(ClassCurve(name=name, scores=score[order], hits=hit, boxes=int(boxes[label])))
+    return tuple(curves)
+
+
+def operating_point(curves: Sequence[ClassCurve], confidence: float | None = None) -> OperatingPoint | None:
+    """Precision, recall and F1 at a confidence; None: at the one with the best mean F1 (of the grid 0, 0.001 … 1).
+
+    None where no class has a box.
+    """
+    curves = [curve for curve in curves if curve.boxes]
+    if not curves:
+        return None
+    grid = np.linspace(0, 1, 1001) if confidence is None else np.array([confidence])
+    found, kept = (np.stack(part) for part in zip(*(curve.counts(grid) for curve in curves), strict=True))
+    boxes = np.array([curve.boxes for curve in curves])[:, None]
+    precision, recall, f1 = found / np.maximum(kept, 1), found / boxes, 2 * found / (kept + boxes)
+    best = int(f1.mean(axis=0).argmax())
+    return OperatingPoint(
+        confidence=float(grid[best]),
+        precision=float(precision[:, best].mean()),
+        recall=float(recall[:, best].mean()),
+        f1=float(f1[:, best].mean()),
+        per_class=tuple(
+            (curve.name, float(precision[row, best]), float(recall[row, best]), float(f1[row, best]))
+            for row, curve in enumerate(curves)
+        ),
+    )
+
+
+def _match(
+    overlap: NDArray[np.float64], crowd: NDArray[np.bool_], iou: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which detections (rows, best first) hit a box, and which are ignored for lying in a crowd instead."""
+    hit, ignored = np.zeros(len(overlap), dtype=np.bool_), np.zeros(len(overlap), dtype=np.bool_)
+    free = ~crowd
+    for row, overlaps in enumerate(overlap):
+        candidates = np.where(free, overlaps, -1.0)
+        best = int(candidates.argmax()) if candidates.size else -1
+        if best >= 0 and candidates[best] >= iou:
+            hit[row], free[best] = True, False
+        else:
+            ignored[row] = bool(np.any(overlaps[crowd] >= iou))
+    return hit, ignored
+
+
+def _overlap(found: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU of all pairs; with a crowd box, the share of the detection that lies inside it, as in COCO."""
+    a, b = found[:, None].astype(np.float64), truth[None].astype(np.float64)
+    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    intersection = sides.prod(axis=-1)
+    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(axis=-1), (b[..., 2:] - b[..., :2]).prod(axis=-1)
+    whole = np.where(crowd, area_a, area_a + area_b - intersection)
+    return intersection / np.maximum(whole, np.finfo(np.float64).tiny)
