@@ -96,6 +96,8 @@ def _files(path: Path) -> dict[Path, str]:
         return {path: _split_of(path) or "train"}
     found = {file: _split_of(file) for file in sorted(path.glob("annotations/instances_*.json"))}
     found |= {file: normalize_split(file.parent.name) for file in sorted(path.glob(f"*/{_ROBOFLOW}"))}
+    if len(found) == 1:  # one file for everything, such as CVAT's instances_default.json
+        return {file: split or "train" for file, split in found.items()}
     return {file: split for file, split in found.items() if split is not None}
 
 

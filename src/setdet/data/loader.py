@@ -46,7 +46,7 @@ class PictureCache:
     def __init__(self, *, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
-        self._pictures: dict[Path, NDArray[np.uint8]] = {}
+        self._pictures: dict[tuple[Path, int, int], NDArray[np.uint8]] = {}
 
     @property
     def full(self) -> bool:
@@ -54,13 +54,18 @@ class PictureCache:
         return self._used_bytes >= self._limit_bytes
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """The picture as `read_image` gives it, not to be written to."""
-        if (image := self._pictures.get(path)) is not None:
+        """The picture as `read_image` gives it; a kept one cannot be written to."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return read_image(path)  # which says what is wrong with it
+        key = (path, stat.st_mtime_ns, stat.st_size)  # a file that was written anew is another picture
+        if (image := self._pictures.get(key)) is not None:
             return image
         image = read_image(path)
-        image.flags.writeable = False
         if self._used_bytes + image.nbytes <= self._limit_bytes:
-            self._pictures[path] = image
+            image.flags.writeable = False
+            self._pictures[key] = image
             self._used_bytes += image.nbytes
         else:
             self._used_bytes = self._limit_bytes

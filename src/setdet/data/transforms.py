@@ -95,6 +95,11 @@ class _Window:
     def height(self) -> float:
         return self.bottom - self.top
 
+    def rounded(self) -> "_Window":
+        """The window on whole pixels, at least one each way: at its own size it shows the very pixels."""
+        left, top = round(self.left), round(self.top)
+        return _Window(left, top, max(round(self.right), left + 1), max(round(self.bottom), top + 1))
+
 
 def augment(
     sample: Sample, config: AugmentConfig, rng: np.random.Generator, *, preprocessing: Preprocessing | None = None
@@ -227,7 +232,8 @@ def _render(
     preprocessing: Preprocessing | None,
 ) -> Sample:
     """Draws what the window shows, and moves the boxes along with the very pixels they lie on."""
-    seen = (max(1, round(window.height)), max(1, round(window.width)))
+    window = window.rounded()
+    seen = (int(window.height), int(window.width))
     canvas_size, top, left, height, width = seen, 0, 0, *seen
     if preprocessing is not None:
         placement = place(*seen, preprocessing)
@@ -273,11 +279,11 @@ class _Span:
 def _span(low: float, high: float, size: int, start: int, length: int) -> _Span:
     """Maps the window from `low` to `high` of a picture of `size` pixels to `length` pixels of canvas from `start`.
 
-    Both ends are rounded to whole pixels, in the picture and on the canvas, and boxes follow the rounded ones: the
-    scale is off by less than a pixel over the whole side, but boxes never slip against the pixels.
+    On the canvas both ends are rounded to whole pixels and boxes follow the rounded ones: the scale is off by less than
+    a pixel over the whole side, but boxes never slip against the pixels.
     """
-    first = min(max(0, round(low)), size - 1)
-    last = max(min(size, round(high)), first + 1)
+    first = min(max(0, int(low)), size - 1)
+    last = max(min(size, int(high)), first + 1)
     scale = length / (high - low)
     to = min(max(0, round((first - low) * scale)), length - 1)
     end = max(min(length, round((last - low) * scale)), to + 1)

@@ -21,6 +21,7 @@ from setdet.data.records import (
     SPLITS,
     RawBox,
     RecordBuilder,
+    check_class_names,
     normalize_split,
     pictures_below,
     read_class_file,
@@ -59,16 +60,15 @@ def read(path: Path, *, class_names: Sequence[str] | None = None) -> Dataset:
     Raises:
         DataError: a file is broken, a picture is missing, a class is not among those listed.
     """
-    parts = _parts(path)
+    parts = _parts(path) if path.is_dir() else []
     if not parts:
         raise UnknownFormatError(f"{path}: holds no VOC data set (folders of XML files, alone or by split).")
     if class_names is None and (path / _CLASS_FILE).is_file():
         class_names = read_class_file(path / _CLASS_FILE)
     trees = {file: _parse(file) for part in parts for file in part.annotations}
     if class_names is None:
-        class_names = sorted(
-            {_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")}
-        )
+        found = {_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")}
+        class_names = check_class_names(sorted(found), source=f"{path}: objects in {len(trees)} XML files")
     builder = RecordBuilder()
     splits: dict[str, tuple[Record, ...]] = {}
     for part in parts:

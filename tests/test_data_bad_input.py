@@ -1,0 +1,184 @@
+"""Bad data gives one message that says what, where and how to fix it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_data_formats import coco_content, picture, xml
+
+from setdet.data.loader import load_sample
+from setdet.data.sources import read_dataset
+from setdet.errors import DataError, UnknownFormatError
+
+BOMB = """<?xml version="1.0"?>
+<!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>
+<annotation><filename>&c;</filename></annotation>"""
+
+
+def test_paths_that_hold_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: does not exist"):
+        read_dataset(tmp_path / "nowhere")
+    with pytest.raises(UnknownFormatError, match="no data set in a known format") as caught:
+        read_dataset(tmp_path)
+    assert all(word in str(caught.value) for word in ("VOC", "COCO", "YOLO", "<split>"))
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UnknownFormatError):
+        read_dataset(tmp_path / "notes.txt")
+
+
+def voc_with(text: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        picture(folder / "a.png")
+        (folder / "a.xml").write_text(text)
+
+    return make
+
+
+def voc_box(*corners: int, name: str = "pit") -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        picture(folder / "a.png")
+        (folder / "classes.txt").write_text("pit\nscratch\n")
+        xml(folder / "a.xml", (name, *corners))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (voc_with("<annotation><object>"), r"a\.xml: is not XML .*line 1"),
+        (voc_with("\x00\x01"), r"a\.xml: is not XML"),
+        (voc_with(BOMB), r"a\.xml: declares a document type or entities.*Remove"),
+        (voc_with('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>'), "declares a document type"),
+        (voc_with("<html></html>"), "expected a VOC file with <annotation>"),
+        (voc_with("<annotation><object><name> </name></object></annotation>"), "<name> is missing or empty"),
+        (voc_box(31, 1, 40, 5), r"a\.xml: object 1 \(pit\) spans x 30 to 40.*outside of the picture of 30×20"),
+        (voc_box(9, 9, 5, 12), r"object 1 \(pit\).*inverted or has no area.*correct or remove"),
+        (voc_box(1, 1, 5, 5, name="pits"), r"a\.xml: object 1: unknown class 'pits'\. Did you mean 'pit'\?"),
+        (voc_box("x", 1, 5, 5), "<bndbox/xmin> is 'x', expected a number"),  # type: ignore[arg-type]
+        (voc_box("nan", 1, 5, 5), "<bndbox/xmin> is 'nan', expected a number"),  # type: ignore[arg-type]
+        (lambda folder: xml(folder / "a.xml", ("pit", 1, 1, 5, 5)), r"a\.xml: its picture 'a' is missing below"),
+        (voc_with("<annotation></annotation>"), "expected class names, each once, but there is none"),
+    ],
+)
+def test_voc(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_voc_list_that_names_a_missing_file(tmp_path: Path) -> None:
+    picture(tmp_path / "JPEGImages/a.png")
+    xml(tmp_path / "Annotations/a.xml", ("pit", 1, 1, 5, 5))
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"b\.xml: cannot be read"):
+        read_dataset(tmp_path)
+
+
+def test_voc_with_two_pictures_of_one_name(tmp_path: Path) -> None:
+    picture(tmp_path / "train/images/x/a.png")
+    picture(tmp_path / "train/images/y/a.png")
+    xml(tmp_path / "train/annotations/a.xml", ("pit", 1, 1, 5, 5))
+    with pytest.raises(DataError, match="its picture may be"):
+        read_dataset(tmp_path)
+
+
+def annotation(**changes: object) -> dict[str, object]:
+    return coco_content(
+        annotations=[{"id": 5, "image_id": 7, "category_id": 3, "bbox": [1, 1, 5, 5]} | changes]  # type: ignore[operator]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ([], "is no COCO file: expected lists of objects under images"),
+        ({"images": []}, "is no COCO file"),
+        (coco_content(images=[], annotations=[]), "holds no pictures"),
+        (coco_content(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "two categories have the id 1"),
+        (coco_content(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "'a' stands twice"),
+        (coco_content(categories=[{"id": "1", "name": "a"}]), "'id' is '1', expected int"),
+        (coco_content(images=[{"id": 7, "file_name": "b.png"}]), "its picture 'b.png' is missing in"),
+        (coco_content(images=[{"id": 7}]), "image 7: 'file_name' is missing"),
+        (coco_content(images=[{"id": 7, "file_name": "a.png"}] * 2), "two images have the id 7"),
+        (annotation(image_id=8), "annotation 5 is of image 8, which is not in the list"),
+        (annotation(category_id=4), r"annotation 5 of a\.png is of the unknown class 4\. Known categories: "),
+        (annotation(bbox=None), "needs 'bbox'"),
+        (annotation(bbox=[1, 1, 0, 4]), r"annotation 5 of a\.png \(scratch\).*no area"),
+        (annotation(bbox=[1, 1, -3, 4]), "inverted"),
+        (annotation(bbox=[1, 25, 3, 4]), "outside of the picture"),
+        (annotation(bbox=[1, 1, float("nan"), 4]), "no finite number"),
+    ],
+)
+def test_coco(tmp_path: Path, content: object, message: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "val.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path / "val.json")
+
+
+def test_coco_splits_with_different_categories(tmp_path: Path) -> None:
+    for split, name in (("train", "pit"), ("valid", "crack")):
+        (tmp_path / split).mkdir()
+        content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": name}]}
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="category 1 is 'crack', but 'pit' in another file"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("yaml_text", "label_text", "message"),
+    [
+        ("train: [", "", "is not YAML"),
+        ("- a", "", "expected keys such as train"),
+        ("train: images/train", "", "expected a list of class names under names"),
+        ("train: images/train\nnames: [a, a]", "", "'a' stands twice"),
+        ("train: images/train\nnames: {1: a}", "", "keys under names must be 0 to 0"),
+        ("train: images/train\nnc: 2\nnames: [a]", "", "nc is 2, but there are 1 names"),
+        ("names: [a]", "", "names no split"),
+        ("train: images/trian\nnames: [a]", "", "data.yaml: train names 'images/trian', which is missing"),
+        ("train: list.txt\nnames: [a]", "", r"list\.txt: the picture .*b\.png is missing"),
+        ("train: empty\nnames: [a]", "", "holds no pictures"),
+        ("train: images/train\nnames: [a]", "0 .5 .5 .1 .1\n\n1 .5 .5 .1 .1", r"a\.txt: line 3: unknown class 1"),
+        ("train: images/train\nnames: [a]", "0 .5 .5 .1", r"line 1: expected 'class cx cy width height'"),
+        ("train: images/train\nnames: [a]", "pit .5 .5 .1 .1", r"line 1: expected 'class"),
+        ("train: images/train\nnames: [a]", "0 .5 .5 .1 0", r"a\.txt: line 1 \(a\).*no area"),
+        ("train: images/train\nnames: [a]", "0 .5 1.5 .1 .1", r"line 1 \(a\).*outside of the picture"),
+        ("train: images/train\nnames: [a]", "0 .5 nan .1 .1", "no finite number"),
+    ],
+)
+def test_yolo(tmp_path: Path, yaml_text: str, label_text: str, message: str) -> None:
+    picture(tmp_path / "images/train/a.png")
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text(label_text)
+    (tmp_path / "list.txt").write_text("b.png\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data.yaml").write_text(yaml_text)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_yolo_with_a_broken_picture(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_text("no picture")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [a]")
+    with pytest.raises(DataError, match=r"a\.png: cannot be decoded"):
+        read_dataset(tmp_path)
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_bytes(b"names: [caf\xe9]")
+    with pytest.raises(DataError, match=r"data\.yaml: is not text in UTF-8"):
+        read_dataset(tmp_path)
+
+
+def test_picture_of_another_size_than_declared(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", height=10, width=12)
+    xml(tmp_path / "a.xml", ("pit", 1, 1, 5, 5))
+    (record,) = read_dataset(tmp_path).splits["train"]
+    with pytest.raises(DataError, match=r"a\.png: the annotations declare 30×20 pixels .* has 12×10"):
+        load_sample(record)
