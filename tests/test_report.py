@@ -150,7 +150,7 @@ def _measured(folder: Path) -> Measured:
         "precision": 1.0,
         "recall": 0.5,
         "confidence": 0.3,
-        "per_class": {NAMES[0]: row, NAMES[1]: {**row, "ap50": 0.1, "ap": None}},
+        "per_class": [{"name": NAMES[0], **row}, {"name": NAMES[1], **row, "ap50": 0.1, "ap": None}],
     }
     return Measured(values=values, records=tuple(records), detections=tuple(found), class_names=NAMES)
 

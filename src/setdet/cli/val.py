@@ -28,9 +28,7 @@ def val(
     ],
     data: Annotated[str, typer.Argument(help="A folder, a data.yaml or a COCO JSON.")],
     split: Annotated[str, typer.Option(help="Which pictures: train, val or test.")] = "val",
-    confidence: Annotated[
-        float | None, typer.Option(help="Score for precision and recall.  [default: that of best mean F1]")
-    ] = None,
+    confidence: Annotated[float | None, typer.Option(help="Also precision and recall at this score.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -51,20 +49,28 @@ def val(
 
 
 def _show(values: dict[str, Any], *, split: str) -> None:
-    show(f"{values['pictures']} pictures, {values['boxes']} boxes ({split})")
+    show(f"{values['images']} pictures, {values['boxes']} boxes ({split})")
     show("")
     show_table(("", ""), [(label, _shown(values[key])) for key, label in _HEADLINES.items()])
     show("")
-    show(f"Precision, recall and F1 are means over the classes at IoU 0.5 and a score of {values['confidence']:.3f}.")
+    if values["confidence"] is not None:
+        show("Precision, recall and F1 are means over the classes at IoU 0.5,")
+        show(f"at the score of their best mean F1, {values['confidence']:.3f}.")
+    if "at_confidence" in values:
+        at = values["at_confidence"]
+        show(
+            f"At the given score of {at['confidence']:.3f}: precision {_shown(at['precision'])}, "
+            f"recall {_shown(at['recall'])}, F1 {_shown(at['f1'])}."
+        )
     show("")
     columns = ("boxes", "ap", "ap50", "precision", "recall")
     show_table(
         ("class", "boxes", "AP", "AP50", "precision", "recall"),
-        [(name, *(_shown(row[column]) for column in columns)) for name, row in values["per_class"].items()],
+        [(row["name"], *(_shown(row[column]) for column in columns)) for row in values["per_class"]],
     )
 
 
-def _shown(value: float | int | None) -> str:
+def _shown(value: float | None) -> str:
     """A count as it is, a share with three decimals, a dash where there is none."""
     if value is None:
         return "–"

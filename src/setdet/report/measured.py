@@ -49,8 +49,7 @@ class Measured:
 
     def classes(self) -> list[dict[str, Any]]:
         """A row a class, weakest first; classes without a box last."""
-        rows = [{"name": name, **self.values["per_class"][name]} for name in self.class_names]
-        return sorted(rows, key=lambda row: (not row["boxes"], row["ap50"] or 0))
+        return sorted(self.values["per_class"], key=lambda row: (not row["boxes"], row["ap50"] or 0))
 
     def matrix(self) -> dict[str, Any]:
         """The confusion matrix for a page: each row's cells with their text, and how strongly to colour them."""
@@ -106,13 +105,23 @@ class Measured:
 def measure(predictor: Predictor, records: Sequence[Record]) -> Measured:
     """Evaluates, and keeps what was found on every picture.
 
+    Args:
+        predictor: whose classes are those of the records' labels.
+        records: what to measure on.
+
     Raises:
+        DataError: there is no record.
         ImageError: a picture cannot be read.
     """
-    values = evaluate(predictor, records).to_dict()
-    found = predictor.stream([record.image for record in records], threshold=float(values["confidence"]))
+    found: list[Detections] = []
+    values = evaluate(predictor, records, on_result=lambda _, detections: found.append(detections)).to_dict()
+    if values["confidence"] is None:  # no picture has a box
+        values["confidence"] = 0.5
     return Measured(
-        values=values, records=tuple(records), detections=tuple(found), class_names=tuple(predictor.class_names)
+        values=values,
+        records=tuple(records),
+        detections=tuple(detections.above(float(values["confidence"])) for detections in found),
+        class_names=predictor.class_names,
     )
 
 
