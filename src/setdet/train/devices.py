@@ -49,7 +49,7 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: Li
     # Emulated bfloat16 is several times slower than float32: ask for the hardware, not for mere support.
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def launch(config: TrainConfig) -> Fabric:

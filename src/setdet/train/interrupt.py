@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM as a wish: the running step is finished, the state saved, the run left cleanly."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +39,13 @@ def stop_on_signal() -> Iterator[StopRequest]:
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    owner = os.getpid()
+
     def handle(number: int, frame: FrameType | None) -> None:
         request.wanted = True
+        # Forked processes that decode pictures inherit this handler; a terminal's Ctrl-C reaches them as well.
+        if os.getpid() == owner and os.environ.get("RANK", "0") == "0":
+            sys.stderr.write("\nStopping: the state is saved after this step. Once more stops at once.\n")
         signal.signal(number, previous[signal.Signals(number)])
 
     for number in previous:

@@ -60,7 +60,7 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
 
 def _train(run: Session, stop: StopRequest) -> TrainResult:
     config, fabric, parts, progress = run.config, run.fabric, run.parts, run.progress
-    while progress.epoch < config.epochs:
+    while progress.epoch < config.epochs and not stop.agreed(fabric):
         parts.train_mode()
         for batch in run.remaining_batches():
             position = progress.batch % config.accumulate
@@ -102,4 +102,4 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
         if stop.agreed(fabric):
             return run.leave()
         run.finish_epoch()
-    return run.result(interrupted=False)
+    return run.leave() if progress.epoch < config.epochs else run.result(interrupted=False)
