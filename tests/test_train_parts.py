@@ -42,7 +42,7 @@ def test_schedules() -> None:
     assert cosine[10] == 1.0
     assert cosine[55] == pytest.approx(0.5)
     assert 0 < cosine[-1] < 0.001
-    assert all(later <= earlier for earlier, later in itertools.pairwise(cosine))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(cosine[10:]))
     assert set(factors("constant")[10:]) == {1.0}
     flat = factors("flat-cosine", final_rate=0.5)
     assert set(flat[10:51]) == {1.0} and flat[75] == pytest.approx(0.75) and 0.5 < flat[-1] < 0.501

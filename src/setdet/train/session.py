@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from setdet.evaluate import evaluate
 
 from setdet.data.loader import Batch, TrainingLoader, training_loader
+from setdet.evaluate import evaluate
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
 from setdet.runtime.torch import TorchRuntime
@@ -185,9 +185,7 @@ class Session:
                 **({self.pictures.evaluation_name: metrics} if metrics else {}),
             }
         )
-        measured = (
-            f", {self.pictures.evaluation_name} AP {metrics['ap']:.3f} AP50 {metrics['ap50']:.3f}" if metrics else ""
-        )
+        measured = f", {self.pictures.evaluation_name} {_in_words(metrics)}" if metrics else ""
         self.log.say(
             f"epoch {epoch}/{self.config.epochs}: loss {sum(terms.values()):.3f}{measured}, "
             f"{self._minutes():.1f} minutes"
@@ -252,7 +250,7 @@ class Session:
         progress = self.progress
         is_best = epoch == self.config.epochs
         if self.config.select_on is not None:
-            ap = metrics.get("ap", math.nan)
+            ap = -1.0 if metrics.get("ap") is None else float(metrics["ap"])  # None: no box to measure on
             is_best = bool(metrics) and (progress.best_ap is None or ap > progress.best_ap)
             if is_best:
                 progress.best_ap, progress.best_epoch = ap, epoch
