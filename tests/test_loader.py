@@ -83,6 +83,17 @@ def test_epochs_and_seeds_differ(records: tuple[Record, ...]) -> None:
     assert not torch.equal(first[0].images, second[0].images)
 
 
+def test_a_picture_is_changed_the_same_way_in_any_batch(records: tuple[Record, ...]) -> None:
+    singles = {
+        batch.indices[0]: batch.images[0]
+        for batch in loader(records, batch_size=1, augment=AugmentConfig(photometric=1.0))
+    }
+    (together,) = loader(records, batch_size=11, augment=AugmentConfig(photometric=1.0))
+    assert all(
+        torch.equal(image, singles[index]) for index, image in zip(together.indices, together.images, strict=True)
+    )
+
+
 def test_batches_hold_what_the_records_say(records: tuple[Record, ...]) -> None:
     for batch in loader(records, augment=NO_AUGMENTATION, preprocessing=Preprocessing(image_size=(64, 64))):
         assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.uint8
