@@ -1,0 +1,68 @@
+# Everything from nothing: `make demo`, `make test` and `make check` create .venv, install what they need, and run.
+# They start again only where something changed. Needs make and Python 3.11 or newer with its venv module.
+#
+#   make demo PYTHON=python3.12                                        another Python
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu         the CPU build of PyTorch, if PyPI has it not
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints/cpu.txt Makefile
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed-train  ## find defects on generated surfaces with the weights in the package
+	@echo "== The demo: generated steel surfaces, the packaged detector"
+	@$(BIN)/setdet demo
+
+test: $(VENV)/.installed-dev  ## the whole quick test suite
+	@echo "== The quick test suite"
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## format, lint, types, layers
+	@echo "== Format (ruff; 'make format' repairs it)"
+	@$(BIN)/ruff format --check .
+	@echo "== Lint (ruff)"
+	@$(BIN)/ruff check .
+	@echo "== Types (mypy, strict)"
+	@$(BIN)/mypy
+	@echo "== Layers (import-linter)"
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## format the code and sort its imports
+	@$(BIN)/ruff check --quiet --select I --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+# Each stamp is written last, so an installation that broke off is taken up again by the next command.
+$(VENV)/.installed-train: $(BIN)/python $(SOURCES)
+	@echo "== Installing setdet with PyTorch into $(VENV) (a few minutes the first time)"
+	@$(INSTALL) --editable '.[train]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-train
+	@echo "== Installing the tools for tests and checks into $(VENV)"
+	@$(INSTALL) --editable '.[train,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no '$(PYTHON)'. Install Python 3.11 or newer (Debian: apt install python3-venv)," \
+			"or name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version) is too old: setdet needs Python 3.11 or newer." \
+			"Name one: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$$($(PYTHON) --version) comes without its venv module." \
+			"Install it (Debian: apt install python3-venv) and run make again." >&2; exit 1; }
+	@echo "== Creating the virtual environment $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv --clear $(VENV)
