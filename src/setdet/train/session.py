@@ -296,6 +296,13 @@ class Session:
         self.started = now
 
 
+def _in_words(metrics: dict[str, Any]) -> str:
+    named = (("AP", metrics["ap"]), ("AP50", metrics["ap50"]))
+    return " ".join(
+        f"{name} {'undefined (no boxes)' if value is None else format(value, '.3f')}" for name, value in named
+    )
+
+
 def _loader(pictures: Pictures, config: TrainConfig, *, fabric: Fabric, epoch: int, first_batch: int) -> TrainingLoader:
     return training_loader(
         pictures.training,
