@@ -16,6 +16,11 @@ Features = tuple[
     Float[Tensor, "batch c4 h4 w4"],
     Float[Tensor, "batch c5 h5 w5"],
 ]
+FusedFeatures = tuple[
+    Float[Tensor, "batch width h3 w3"],
+    Float[Tensor, "batch width h4 w4"],
+    Float[Tensor, "batch width h5 w5"],
+]
 
 
 class HybridEncoder(nn.Module):
@@ -31,7 +36,7 @@ class HybridEncoder(nn.Module):
         self.downsample = nn.ModuleList(ConvNorm(width, width, kernel=3, stride=2, activation="silu") for _ in range(2))
         self.bottom_up = nn.ModuleList(FusionBlock(config=config) for _ in range(2))
 
-    def forward(self, features: Features) -> Features:
+    def forward(self, features: Features) -> FusedFeatures:
         s3, s4, s5 = (project(feature) for project, feature in zip(self.input_proj, features, strict=True))
 
         f5 = self.lateral[0](self.aifi(s5))
