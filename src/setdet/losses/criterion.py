@@ -1,10 +1,13 @@
 """The loss of RT-DETR: L = L_box + L_cls(ĉ, IoU) for every layer, the query selection and the denoising queries."""
 
+from dataclasses import replace
+
 import torch
 import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
 
+from setdet.errors import TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.matcher import HungarianMatcher, Matches
 from setdet.losses.terms import box_losses, varifocal_loss
@@ -28,30 +31,67 @@ class Criterion:
     ) -> dict[str, Float[Tensor, ""]]:
         """The terms of one batch, such as `class/decoder.2`, `l1/encoder` or `giou/denoising.0`.
 
-        Computed in float32 at least. Every process of a distributed run must call it for every batch.
+        Computed in float32 at least. Every process of a distributed run must call it for every batch, with or
+        without boxes or denoising: they agree on the normaliser.
+
+        Args:
+            output: of the model.
+            targets: the batch's truth, on the same device.
+            denoising: the queries that the model was given, or None where it was given none.
 
         Raises:
-            TrainingError: a prediction is not finite.
+            TrainingError: a prediction is not finite, or what was given does not belong together.
         """
-        layers = len(output.logits)
-        # The encoder's selection is one more layer: matched by itself, but in the same few operations.
-        logits = _precise(torch.cat([output.logits, output.encoder_logits[None]]))
-        boxes = _precise(torch.cat([output.boxes_cxcywh, output.encoder_boxes_cxcywh[None]]))
-        names = [f"decoder.{layer}" for layer in range(layers)] + ["encoder"]
+        self._check(output, targets, denoising)
+        # Half precision is too coarse for areas and sums: float32, or float64 where that was given.
+        dtype = torch.promote_types(torch.promote_types(output.logits.dtype, output.boxes_cxcywh.dtype), torch.float32)
+        targets = replace(targets, boxes_cxcywh=targets.boxes_cxcywh.to(dtype))
         normaliser = _boxes_per_process(targets)
-        matches = self.matcher(logits, boxes, targets)
+        # The encoder's selection is one more layer: matched by itself, but in the same few operations.
+        logits = torch.cat([output.logits, output.encoder_logits[None]]).to(dtype)
+        boxes = torch.cat([output.boxes_cxcywh, output.encoder_boxes_cxcywh[None]]).to(dtype)
+        names = [f"decoder.{layer}" for layer in range(len(output.logits))] + ["encoder"]
+        matches = self.matcher(logits, boxes, targets, layer_names=names)
         terms = self._terms(logits, boxes, targets, matches, normaliser=normaliser, names=names)
 
         if denoising is not None and output.denoising_logits is not None and output.denoising_boxes_cxcywh is not None:
+            layers = len(output.denoising_logits)
             terms |= self._terms(
-                _precise(output.denoising_logits),
-                _precise(output.denoising_boxes_cxcywh),
+                output.denoising_logits.to(dtype),
+                output.denoising_boxes_cxcywh.to(dtype),
                 targets,
                 _denoising_matches(denoising, layers),
                 normaliser=normaliser * denoising.groups,
                 names=[f"denoising.{layer}" for layer in range(layers)],
             )
         return terms
+
+    def _check(self, output: RTDETROutput, targets: Targets, denoising: DenoisingQueries | None) -> None:
+        batch, classes = output.logits.shape[1], output.logits.shape[3]
+        if classes != self.num_classes:
+            raise TrainingError(
+                f"The model predicts {classes} classes, the loss is for {self.num_classes}: build both for the same data."
+            )
+        boxes = (sum(targets.counts), len(targets.labels), len(targets.boxes_cxcywh))
+        if len(targets.counts) != batch or len(set(boxes)) != 1:
+            raise TrainingError(
+                f"The model saw {batch} pictures, the targets are of {len(targets.counts)} with {boxes[0]} boxes by "
+                f"count, {boxes[1]} labels and {boxes[2]} boxes: the targets must be of the same batch, and complete."
+            )
+        # Read on the CPU only, where it costs nothing: on a GPU it would wait for the whole forward.
+        if targets.labels.device.type == "cpu" and boxes[0]:
+            lowest, highest = int(targets.labels.min()), int(targets.labels.max())
+            if lowest < 0 or highest >= self.num_classes:
+                raise TrainingError(
+                    f"Labels go from {lowest} to {highest}, but the loss is for {self.num_classes} classes: "
+                    f"number the classes from 0 to {self.num_classes - 1}."
+                )
+        if (denoising is None) != (output.denoising_logits is None):
+            given, made = ("no ", "") if denoising is None else ("", "no ")
+            raise TrainingError(
+                f"The loss was given {given}denoising queries, but the output has {made}predictions for them: "
+                "give the criterion what the model was given."
+            )
 
     def _terms(
         self,
@@ -82,7 +122,7 @@ class Criterion:
 
 def _boxes_per_process(targets: Targets) -> Float[Tensor, ""]:
     """Number of boxes, averaged over the processes that train together, at least 1."""
-    count = torch.tensor(float(sum(targets.counts)), device=targets.labels.device)
+    count = torch.tensor(float(sum(targets.counts)), dtype=targets.boxes_cxcywh.dtype, device=targets.labels.device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
         count = count / torch.distributed.get_world_size()
@@ -98,7 +138,3 @@ def _denoising_matches(denoising: DenoisingQueries, layers: int) -> Matches:
         query=query.repeat(layers),
         target=denoising.target_index.repeat(layers),
     )
-
-
-def _precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
