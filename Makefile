@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check lint types layers format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,13 +26,18 @@ test: $(VENV)/.installed-dev  ## the whole quick test suite
 	@echo "== The quick test suite"
 	@$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev  ## format, lint, types, layers
-	@echo "== Format (ruff; 'make format' repairs it)"
+check: lint types layers  ## format, lint, types, layers
+
+lint: $(VENV)/.installed-dev
+	@echo "== Format and lint (ruff; 'make format' repairs the format)"
 	@$(BIN)/ruff format --check .
-	@echo "== Lint (ruff)"
 	@$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
 	@echo "== Types (mypy, strict)"
 	@$(BIN)/mypy
+
+layers: $(VENV)/.installed-dev
 	@echo "== Layers (import-linter)"
 	@$(BIN)/lint-imports
 
