@@ -176,11 +176,11 @@ def test_run_folder_has_weights_config_log_and_state(dataset: Dataset, tmp_path:
     assert (out / "best.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("steps", "workers"), [(1, 0), (3, 0), (4, 1)])
+@pytest.mark.parametrize(("steps", "workers", "precision"), [(1, 0, "fp32"), (3, 0, "bf16"), (4, 1, "bf16")])
 def test_interrupted_and_resumed_run_is_bit_identical(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int, precision: str
 ) -> None:
-    config = tiny()
+    config = tiny(precision=precision)
     train(dataset, config, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
@@ -378,9 +378,10 @@ def test_many_epochs_keep_no_tensors(dataset: Dataset, tmp_path: Path, monkeypat
 
 def test_loss_falls(dataset: Dataset, tmp_path: Path) -> None:
     unchanged = {"photometric": 0, "zoom_out": 0, "iou_crop": 0, "flip_horizontal": 0}
-    config = tiny(epochs=20, batch_size=6, learning_rate=2e-3, precision="bf16", augment=unchanged, denoising_queries=0)
-    train(dataset, config, out=tmp_path / "run")
-    losses = [line["loss"] for line in lines(tmp_path / "run", "epoch")]
+    config = tiny(epochs=1, batch_size=6, learning_rate=2e-3, augment=unchanged, denoising_queries=0)
+    often = replace(dataset, splits={"train": dataset.splits["train"] * 40})
+    train(often, config, out=tmp_path / "run")
+    losses = [line["loss"] for line in lines(tmp_path / "run", "step")]
     assert losses[-1] < 0.85 * losses[0]  # type: ignore[operator]
 
 
