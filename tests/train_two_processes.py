@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from test_train import TINY, make_dataset, tiny
 
 import setdet.train.run as run_module
 from setdet.data.schema import Record
 from setdet.models.variants import MODELS
 from setdet.train.session import Session
+from test_train import TINY, make_dataset, tiny
 
 
 def main(folder: Path) -> None:

@@ -53,7 +53,7 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: Li
 
 
 def launch(config: TrainConfig) -> Fabric:
-    """Fabric on the device of a resolved configuration, or on this process's share of them when started by `torchrun`."""
+    """Fabric on the device of a resolved configuration; under `torchrun`, on this process's share of them."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(

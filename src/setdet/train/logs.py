@@ -74,7 +74,7 @@ class RunLog:
     def __init__(
         self, *, folder: Path, total_batches: int, done_batches: int, step: int, epoch: int, active: bool
     ) -> None:
-        """Opens the log after `step` steps and `epoch` whole epochs: later lines, of work that was lost, are dropped."""
+        """Opens the log after `step` steps and `epoch` whole epochs; later lines, of lost work, are dropped."""
         self.active = active
         self.console = Console(stderr=True, quiet=not active)
         self._bar = Progress(

@@ -121,7 +121,7 @@ def load_state(
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged file makes the restricted unpickler raise nearly anything
+    except Exception as error:  # a damaged file makes the restricted unpickler raise nearly anything
         raise _unusable(path, error) from None
     if not isinstance(content, dict) or not {"format", "config", "data"} <= content.keys():
         raise _unusable(path, "it lacks the state's parts")
