@@ -26,8 +26,9 @@ class Targets:
     @property
     def image_index(self) -> Int[Tensor, " boxes"]:
         """The position in the batch of the picture that each box belongs to."""
-        counts = torch.tensor(self.counts, dtype=torch.int64, device=self.labels.device)
-        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.labels.device), counts)
+        # Made on the CPU: `repeat_interleave` of counts on a GPU would wait for all that is under way there.
+        index = torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts, dtype=torch.int64))
+        return index.to(self.labels.device, non_blocking=True)
 
     def to(self, device: torch.device | str) -> "Targets":
         """The same targets on another device."""

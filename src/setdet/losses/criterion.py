@@ -70,7 +70,8 @@ class Criterion:
         batch, classes = output.logits.shape[1], output.logits.shape[3]
         if classes != self.num_classes:
             raise TrainingError(
-                f"The model predicts {classes} classes, the loss is for {self.num_classes}: build both for the same data."
+                f"The model predicts {classes} classes, the loss is for {self.num_classes}: "
+                "build both for the same data."
             )
         boxes = (sum(targets.counts), len(targets.labels), len(targets.boxes_cxcywh))
         if len(targets.counts) != batch or len(set(boxes)) != 1:
@@ -122,7 +123,8 @@ class Criterion:
 
 def _boxes_per_process(targets: Targets) -> Float[Tensor, ""]:
     """Number of boxes, averaged over the processes that train together, at least 1."""
-    count = torch.tensor(float(sum(targets.counts)), dtype=targets.boxes_cxcywh.dtype, device=targets.labels.device)
+    # Filled in place on the device: a copy of a Python number would wait for the forward on a GPU.
+    count = targets.boxes_cxcywh.new_full((), float(sum(targets.counts)))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
         count = count / torch.distributed.get_world_size()

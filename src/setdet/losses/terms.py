@@ -41,6 +41,7 @@ def box_losses(
     truth = targets.boxes_cxcywh[matches.target]
     l1 = (predicted - truth).abs().sum(dim=-1)
     giou = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
-    # Times zero, not left out: a batch without boxes still gives every parameter a gradient, as DDP expects.
-    nothing = boxes_cxcywh.flatten(1).sum(dim=1) * 0
-    return nothing.index_add(0, matches.layer, l1), nothing.index_add(0, matches.layer, giou)
+    # A batch without boxes keeps its (empty) selection in the graph: every parameter still gets a gradient, of zero,
+    # as DDP expects.
+    zeros = boxes_cxcywh.new_zeros(len(boxes_cxcywh))
+    return zeros.index_add(0, matches.layer, l1), zeros.index_add(0, matches.layer, giou)
