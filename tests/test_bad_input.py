@@ -126,9 +126,18 @@ def test_missing_picture(refused: Refused, data: Path, weights: Path) -> None:
         refused(*command, code=1, says=("0.xml", "0.png", "missing"))
 
 
-def test_broken_picture(refused: Refused, data: Path) -> None:
-    (data / "train" / "images" / "0.png").write_bytes(b"not a picture")
-    refused(*_train(data), code=1, says=("0.png",))
+def test_broken_picture_found_in_training_and_repaired(
+    data: Path, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = data / "train" / "images" / "0.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"not a picture")
+    command = [str(word) for word in [*_train(data), "--workers", "0"]]
+    assert main(command) == 1
+    output = capfd.readouterr().err
+    assert output.count("error: ") == 1 and str(picture) in output and "Traceback" not in output
+    picture.write_bytes(whole)
+    assert main([*command, "--resume"]) == 0  # what was written before is whole: the run goes on from there
 
 
 def test_empty_data_set(refused: Refused, tmp_path: Path, weights: Path) -> None:
@@ -205,7 +214,7 @@ def test_output_folder_in_use(refused: Refused, data: Path, weights: Path, tmp_p
     for command in (
         _train(data),
         ["predict", weights, data / "val" / "images", "--out", "out"],
-        ["data", "make", "surfaces", "out", "--count", "2"],
+        ["data", "make", "surfaces", "out", "--count", "12"],
     ):
         refused(*command, code=2, says=("out", "in use"))
     file = used / "mine.txt"
@@ -219,7 +228,7 @@ def test_resuming_what_is_not_there(refused: Refused, data: Path) -> None:
 
 
 def test_split_that_is_not_there(refused: Refused, data: Path, weights: Path) -> None:
-    refused("val", weights, data, "--split", "test", code=1, says=("test", "val"))
+    refused("val", weights, data, "--split", "test", code=2, says=("test", "val"))
 
 
 def test_nothing_to_predict_on(refused: Refused, weights: Path, tmp_path: Path) -> None:

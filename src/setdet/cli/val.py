@@ -1,6 +1,7 @@
 """`setdet val`: how good weights are on a data set."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -36,12 +37,15 @@ def val(
 
     Classes are matched by name.
     """
-    from setdet.api import load
+    from setdet.cli.opening import open_predictor, open_split
+    from setdet.evaluate import evaluate
 
     if confidence is not None and not 0 <= confidence <= 1:
         raise UsageError(f"--confidence {confidence}: expected a score from 0 to 1.")
-    detector = load(weights, device=device)
-    values = detector.evaluate(data, split=split, confidence=confidence).to_dict()
+    predictor = open_predictor(weights, device=device)
+    records, class_names = open_split(data, split)
+    show_bar = not as_json and sys.stdout.isatty()
+    values = evaluate(predictor, records, class_names=class_names, confidence=confidence, progress=show_bar).to_dict()
     if as_json:
         typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
     else:
