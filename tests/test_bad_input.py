@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_data import CLASS_NAMES, SMALL, voc_text, write_voc, write_weights
 
 from setdet.cli import main
 from setdet.models.variants import MODELS
+from small_data import CLASS_NAMES, SMALL, voc_text, write_voc, write_weights
 
 Refused = Callable[..., str]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
 
 import setdet.cli.train as train_verb
 from setdet.cli import app, demo, main
@@ -20,6 +19,7 @@ from setdet.errors import OutputError, SetdetError, UsageError
 from setdet.models.variants import MODELS
 from setdet.weights.catalog import resolve
 from setdet.weights.files import read_info
+from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
 
 VERBS = ("", "demo", "train", "val", "predict", "data", "data make", "data make surfaces", "data check", "models")
 

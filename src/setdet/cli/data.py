@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -29,7 +29,7 @@ def surfaces(
 
     if format_ not in _FORMATS:
         raise UsageError(f"--format {format_}: there is no such format.{suggest(format_, _FORMATS)}")
-    make(directory, count=count, seed=seed, format=format_)
+    make(directory, count=count, seed=seed, format=cast("Literal['voc', 'coco', 'yolo']", format_))
     show(f"{count} pictures in {directory} ({format_}).")
     show(f"next     setdet train {directory} --model rtdetr-n --image-size 224")
 

@@ -48,7 +48,9 @@ def demo(
         folder = Path(scratch) / "surfaces"
         make(folder, count=PICTURES, seed=DEMO_SEED, format="voc")
         dataset = read_dataset(folder)
-        records = sorted((record for split in dataset.splits.values() for record in split), key=lambda one: one.image)
+        records = sorted(
+            (record for split in dataset.splits.values() for record in split), key=lambda one: one.image.name
+        )
         say(f"2/3  {WEIGHTS} looks for {len(predictor.class_names)} kinds of defect on them")
         measured = measure(predictor, records)
         say("3/3  drawing what it found")
