@@ -1,0 +1,242 @@
+"""The few calls that most users need: load a detector and use it, or train one. PyTorch is imported when needed."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from setdet.detections import Detections
+from setdet.errors import ConfigError, ImageError, MissingExtraError, UsageError
+from setdet.models.variants import model_config
+from setdet.predict import Predictor
+from setdet.weights.catalog import resolve
+from setdet.weights.files import CheckpointInfo, load_model, read_info
+
+if TYPE_CHECKING:
+    from setdet.data.schema import Dataset
+    from setdet.evaluate import Evaluation
+    from setdet.predict import Source
+    from setdet.train.config import TrainConfig
+    from setdet.train.run import TrainResult
+
+_log = logging.getLogger("setdet")
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> "Detector":
+    """Loads a trained detector.
+
+    Args:
+        source: a `.safetensors` file of ours, a run folder, or a name in the catalog such as "rtdetr-n/surfaces".
+        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
+        precision: arithmetic of the network.
+
+    Raises:
+        WeightsError: it is none of the three (a model's name alone is not: it says nothing of the weights), or broken.
+        UsageError: the device or precision is not there.
+        MissingExtraError: PyTorch is not installed.
+    """
+    path = resolve(os.fspath(source))
+    read_info(path)  # a broken file is named at once, before PyTorch takes its seconds to be imported
+    _need_torch("Running a checkpoint")
+    from setdet.runtime.torch import TorchRuntime
+
+    info, model = load_model(path)
+    runtime = TorchRuntime(model=model, device=device, precision=precision)
+    predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
+    return Detector(predictor=predictor, info=info)
+
+
+class Detector:
+    """A trained detector that is ready to use; `load` makes one.
+
+    Attributes:
+        predictor: what runs it.
+        info: what its checkpoint says: model, class names, pre-processing, history.
+    """
+
+    def __init__(self, *, predictor: Predictor, info: CheckpointInfo) -> None:
+        self.predictor = predictor
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"Detector({self.info.model.name}, {len(self.class_names)} classes: {', '.join(self.class_names)})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels."""
+        return self.info.class_names
+
+    def predict(self, sources: "Iterable[Source]", *, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]:
+        """Detects on a list of paths, arrays and PIL pictures; a list comes out. See `Predictor.predict`.
+
+        Raises:
+            UsageError: `sources` is a lone picture, or another argument is out of range.
+            ImageError: a picture cannot be read; the message names it.
+        """
+        return self.predictor.predict(sources, threshold=threshold, batch_size=batch_size)
+
+    def stream(
+        self,
+        sources: "Iterable[Source]",
+        *,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        on_error: Callable[[str, ImageError], None] | None = None,
+    ) -> Iterator[Detections]:
+        """As `predict`, one result after the other in constant memory. See `Predictor.stream`.
+
+        Raises:
+            UsageError: as `predict`.
+            ImageError: as `predict`, in the picture's turn; with `on_error`, that is called in its place.
+        """
+        return self.predictor.stream(sources, threshold=threshold, batch_size=batch_size, on_error=on_error)
+
+    def evaluate(
+        self,
+        data: str | os.PathLike[str],
+        *,
+        split: str = "val",
+        confidence: float | None = None,
+        batch_size: int = 16,
+    ) -> "Evaluation":
+        """Measures on a data set; classes are matched by name.
+
+        Args:
+            data: a folder, a `data.yaml` or a COCO JSON.
+            split: "train", "val" or "test". A missing "val" is made from "train", always the same, and announced.
+            confidence: also report precision, recall and F1 at this score.
+            batch_size: pictures that go through the network at once.
+
+        Raises:
+            DataError: the data set is broken, or has classes that the detector doesn't know.
+            UsageError: it has no such split.
+        """
+        from setdet.data.sources import make_splits, read_dataset
+        from setdet.evaluate import evaluate
+
+        if confidence is not None and not 0 <= confidence <= 1:
+            raise UsageError(f"The confidence is {confidence}; expected a score from 0 to 1.")
+        dataset = read_dataset(Path(data))
+        if split == "val" and "train" in dataset.splits:
+            dataset = make_splits(dataset)
+        _announce(dataset)
+        if split not in dataset.splits:
+            raise UsageError(f"{data}: has no split '{split}'. Choose one of: {', '.join(dataset.splits)}.")
+        return evaluate(
+            self.predictor,
+            dataset.splits[split],
+            class_names=dataset.class_names,
+            confidence=confidence,
+            batch_size=batch_size,
+        )
+
+
+def train(
+    data: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    recipe: str = "default",
+    init: str | os.PathLike[str] | None = None,
+    freeze: Sequence[str] | None = None,
+    epochs: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+    select_on: float | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+) -> "TrainResult":
+    """Trains a detector; what is None is as the recipe, or the run to go on with, has it.
+
+    Args:
+        data: a folder, a `data.yaml` or a COCO JSON.
+        model: its name; None: that of the weights in `init`, else "rtdetr-r18".
+        out: the run folder, new or empty; None: runs/MODEL.
+        recipe: "default" or "paper-v1".
+        init: weights to start from: a file, a run folder or a catalog name.
+        freeze: parts that stay as they are, such as "backbone" or "norms".
+        epochs: passes over the training pictures.
+        image_size: the network's input, (height, width) or one side, in pixels; multiples of 32.
+        batch_size: pictures in a batch.
+        device: "auto" is the GPU if there is one.
+        precision: "auto" is bfloat16 where the hardware computes it.
+        workers: processes that decode pictures.
+        seed: decides everything random.
+        select_on: share of the training pictures to choose the best epoch on.
+        overrides: any other field, as "section.field=value".
+        resume: go on with the run that is in `out`, with the configuration that is there.
+
+    Raises:
+        ConfigError: a value does not fit.
+        OutputError: `out` is in use, or there is nothing to resume in it.
+        DataError, WeightsError, TrainingError: see `setdet.train.run.train`.
+        MissingExtraError: PyTorch is not installed.
+    """
+    _need_torch("Training")
+    from setdet.data.sources import read_dataset
+    from setdet.train.config import TrainConfig
+    from setdet.train.run import train as run_training
+
+    values = {
+        "epochs": epochs,
+        "image_size": (image_size, image_size) if isinstance(image_size, int) else image_size,
+        "batch_size": batch_size,
+        "device": device,
+        "precision": precision,
+        "workers": workers,
+        "seed": seed,
+        "select_on": select_on,
+        "freeze": None if freeze is None else tuple(freeze),
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    weights = None if init is None else os.fspath(init)
+    base = _stored(out, model=model, init=weights) if resume else _fresh(recipe, model=model, init=weights)
+    config = TrainConfig.from_dict(base.to_dict() | given, source="train").override(list(overrides))
+    dataset = read_dataset(Path(data))
+    _announce(dataset)
+    return run_training(dataset, config, out=Path("runs", config.model) if out is None else Path(out), resume=resume)
+
+
+def _fresh(recipe_name: str, *, model: str | None, init: str | None) -> "TrainConfig":
+    """The recipe's configuration; weights to start from say which model they are."""
+    from setdet.train.recipes import recipe
+
+    if model is None:
+        model = "rtdetr-r18" if init is None else read_info(resolve(init)).model.name
+    model_config(model)  # an unknown name is an error here, before anything is read
+    return recipe(recipe_name, model=model, init=init)
+
+
+def _stored(out: str | os.PathLike[str] | None, *, model: str | None, init: str | None) -> "TrainConfig":
+    """The configuration of the run in `out`."""
+    from setdet.train.config import TrainConfig
+
+    if out is None:
+        raise UsageError("resume=True needs out=…, the folder of the run to go on with.")
+    path = Path(out) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{out}: there is no run to resume (no config.yaml). Leave out resume=True to start one.")
+    named = {name: value for name, value in (("model", model), ("init", init)) if value is not None}
+    return TrainConfig.from_dict(TrainConfig.from_yaml(path).to_dict() | named, source="train")
+
+
+def _announce(dataset: "Dataset") -> None:
+    """What the reader decided or repaired goes to the log "setdet", which Python shows on stderr."""
+    for note in dataset.notes:
+        _log.warning(note)
+
+
+def _need_torch(purpose: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError(module="torch", extra="train", purpose=purpose)

@@ -1,0 +1,283 @@
+"""From pictures to detections: reading ahead, batching, boxes back in the picture's pixels. No torch."""
+
+import glob
+import itertools
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from setdet.detections import Detections
+from setdet.errors import ImageError, SetdetError, UsageError
+from setdet.images import IMAGE_SUFFIXES, Placement, Preprocessing, preprocess, read_image, to_rgb_uint8
+from setdet.runtime.base import Runtime
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Source = str | os.PathLike[str] | NDArray[Any] | Image
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture that is ready for the network."""
+
+    pixels: NDArray[np.uint8]
+    placement: Placement
+    image_size: tuple[int, int]
+    source: str
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """A picture that cannot be read."""
+
+    source: str
+    error: ImageError
+
+
+class Predictor:
+    """Detects on pictures of any size and kind with any engine.
+
+    A source is a path, a numpy array (height, width) or (height, width, channels) in RGB order, 8 or 16 bit, or a
+    PIL picture.
+    """
+
+    def __init__(self, *, runtime: Runtime, class_names: Iterable[str], preprocessing: Preprocessing) -> None:
+        """Puts the parts together.
+
+        Args:
+            runtime: runs the network.
+            class_names: in the order of the network's labels.
+            preprocessing: what the network was trained with.
+        """
+        self.runtime = runtime
+        self.class_names = tuple(class_names)
+        self.preprocessing = preprocessing
+
+    def predict(self, sources: "Iterable[Source]", *, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]:
+        """Detects on every source of a list; the result is a list in the same order.
+
+        Args:
+            sources: the pictures; a single one goes in a list.
+            threshold: the lowest score to keep, 0 to 1; 0 keeps every query's candidates.
+            batch_size: pictures that go through the network at once.
+
+        Raises:
+            UsageError: `sources` is a lone picture, or another argument is out of range.
+            ImageError: a picture cannot be read; the message names it.
+        """
+        return list(self.stream(sources, threshold=threshold, batch_size=batch_size))
+
+    def stream(
+        self,
+        sources: "Iterable[Source]",
+        *,
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        on_error: Callable[[str, ImageError], None] | None = None,
+    ) -> Iterator[Detections]:
+        """As `predict`, one result after the other in constant memory, for any number of pictures.
+
+        A thread iterates over `sources` and decodes up to two batches ahead while the network runs. Dropping or
+        closing the iterator stops it.
+
+        Args:
+            sources: see `predict`; a generator may be endless.
+            threshold: see `predict`.
+            batch_size: see `predict`.
+            on_error: called in the picture's turn with its name and the error where a picture cannot be read; such
+                a picture yields nothing. None: the error is raised, after the results of the pictures before it.
+
+        Raises:
+            UsageError, ImageError: as in `predict`.
+        """
+        if isinstance(sources, (str, bytes, os.PathLike, np.ndarray)) or _is_pil(sources):
+            raise UsageError(
+                f"Pictures go in as a list, and a {type(sources).__name__} is not one: write predict([picture]), "
+                "or predict(list(pictures)) for an array of pictures."
+            )
+        if not isinstance(sources, Iterable):
+            raise UsageError(f"Expected a list of pictures, found {type(sources).__name__}.")
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"The threshold is {threshold}; expected a score from 0 to 1.")
+        if batch_size < 1:
+            raise UsageError(f"The batch size is {batch_size}; expected 1 or more.")
+        return self._stream(iter(sources), threshold=threshold, batch_size=batch_size, on_error=on_error)
+
+    def _stream(
+        self,
+        sources: "Iterator[Source]",
+        *,
+        threshold: float,
+        batch_size: int,
+        on_error: Callable[[str, ImageError], None] | None,
+    ) -> Iterator[Detections]:
+        # Its one thread takes the jobs in order, so the pictures stay in order.
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="setdet-reader")
+        numbers = itertools.count(1)
+        ahead: deque[Future[_Picture | _Broken | None]] = deque()
+        try:
+            ended = False
+            while not ended:
+                while len(ahead) < 2 * batch_size:
+                    ahead.append(reader.submit(self._read_next, sources, numbers))
+                batch, failure = _take(ahead, batch_size)
+                ended = len(batch) < batch_size
+                results = iter(self._detect([item for item in batch if isinstance(item, _Picture)], threshold))
+                for item in batch:
+                    if isinstance(item, _Picture):
+                        yield next(results)
+                    elif on_error is None:
+                        raise item.error
+                    else:
+                        on_error(item.source, item.error)
+                if failure is not None:
+                    raise failure
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+    def _read_next(self, sources: "Iterator[Source]", numbers: Iterator[int]) -> "_Picture | _Broken | None":
+        """The next source, decoded and resized; None at the end."""
+        try:
+            source = next(sources)
+        except StopIteration:
+            return None
+        number = next(numbers)
+        if isinstance(source, (str, os.PathLike)):
+            name = os.fspath(source)
+            called = name
+        else:
+            name, called = "", f"picture {number}"
+        try:
+            image = _decode(source, called)
+            pixels, placement = preprocess(image, self.preprocessing)
+        except ImageError as error:
+            return _Broken(source=called, error=error)
+        return _Picture(pixels=pixels, placement=placement, image_size=(image.shape[0], image.shape[1]), source=name)
+
+    def _detect(self, pictures: list[_Picture], threshold: float) -> list[Detections]:
+        """One batch through the network."""
+        if not pictures:
+            return []
+        boxes, scores, labels = self.runtime(np.stack([picture.pixels for picture in pictures]))
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            named = ", ".join(picture.source or "an array" for picture in pictures)
+            raise SetdetError(
+                f"The network's output is not finite on a batch of {len(pictures)} pictures ({named}). If it runs in "
+                "fp16, use bf16 or fp32; otherwise the weights are broken."
+            )
+        found = []
+        for index, picture in enumerate(pictures):
+            keep = scores[index] >= threshold
+            found.append(
+                Detections.from_arrays(
+                    boxes_xyxy_px=picture.placement.to_original(boxes[index][keep]),
+                    scores=scores[index][keep],
+                    labels=labels[index][keep],
+                    class_names=self.class_names,
+                    image_size=picture.image_size,
+                    source=picture.source,
+                )
+            )
+        return found
+
+
+def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The pictures meant by files, folders (searched all the way down) and globs (`**` included).
+
+    A file that is named is taken whatever its ending is; folders and globs give the files with a picture's ending,
+    hidden ones left out.
+
+    Returns:
+        The paths, sorted, each once.
+
+    Raises:
+        UsageError: nothing was given, or one of the patterns matches no picture.
+    """
+    found: set[Path] = set()
+    wanted = list(patterns)
+    if not wanted:
+        raise UsageError("No pictures were given. Expected files, folders or globs.")
+    for pattern in wanted:
+        path = Path(pattern).expanduser()
+        if path.is_file():
+            found.add(path)
+            continue
+        is_folder = path.is_dir()
+        matches = [path] if is_folder else [Path(match) for match in glob.glob(str(path), recursive=True)]
+        pictures = [picture for match in matches for picture in _pictures_at(match)]
+        if not pictures:
+            endings = " ".join(sorted(IMAGE_SUFFIXES))
+            if is_folder or matches:
+                what = "the folder" if is_folder else "what the pattern matches"
+                raise UsageError(f"{pattern}: there is no picture in {what}. Expected files ending in {endings}.")
+            kind = "no file matches this pattern" if glob.has_magic(str(path)) else "there is no such file or folder"
+            raise UsageError(f"{pattern}: {kind} (looked from {Path.cwd()}).")
+        found.update(pictures)
+    return sorted(found)
+
+
+def _pictures_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = (file for file in path.rglob("*") if not any(part[0] == "." for part in file.relative_to(path).parts))
+        return [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
+
+
+def _take(
+    ahead: "deque[Future[_Picture | _Broken | None]]", count: int
+) -> tuple[list[_Picture | _Broken], Exception | None]:
+    """The next `count` items, fewer at the end; and what the caller's sources raised, to be raised in its turn."""
+    batch: list[_Picture | _Broken] = []
+    while len(batch) < count:
+        try:
+            item = ahead.popleft().result()
+        except Exception as error:
+            return batch, error
+        if item is None:
+            break
+        batch.append(item)
+    return batch, None
+
+
+def _decode(source: Any, called: str) -> NDArray[np.uint8]:
+    """A source as uint8 RGB (height, width, 3).
+
+    Raises:
+        ImageError: it cannot be read.
+        UsageError: it is of none of the kinds that are known.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_image(Path(source))
+    if _is_pil(source):
+        source = _pil_to_array(source)
+    if not isinstance(source, np.ndarray):
+        raise UsageError(f"{called}: expected a path, a numpy array or a PIL picture, found {type(source).__name__}.")
+    return to_rgb_uint8(source, source=called)
+
+
+def _is_pil(source: object) -> bool:
+    # Whoever holds a PIL picture has imported Pillow; whoever has not need not have it installed.
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(source, pil.Image)
+
+
+def _pil_to_array(image: "Image") -> NDArray[Any]:
+    """Pixels of a PIL picture, turned upright by its EXIF orientation, in a layout that `to_rgb_uint8` reads."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    pixels = np.asarray(upright)
+    if upright.mode.startswith("I") and 0 <= pixels.min() and pixels.max() <= np.iinfo(np.uint16).max:
+        return pixels.astype(np.uint16)  # 16 bits, which Pillow may hold in 32
+    if upright.mode in ("L", "RGB", "RGBA", "I", "F"):
+        return pixels
+    return np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))

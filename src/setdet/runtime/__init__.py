@@ -1,0 +1,1 @@
+"""What runs a detector's network: one file an engine, all behind the Protocol in `base`."""
