@@ -1,7 +1,9 @@
 """AP against pycocotools, and precision and recall on constructed cases."""
 
 import contextlib
+import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
+from setdet.errors import UsageError
 from setdet.metrics.coco import CocoMetrics, coco_metrics
 from setdet.metrics.curves import class_curves, operating_point
 
@@ -36,27 +39,53 @@ def detections(
     scores = np.ones(len(labels), dtype=np.float32) if scores is None else scores
     order = np.argsort(-scores, kind="stable")
     return Detections(
-        boxes_xyxy_px=boxes[order], scores=scores[order], labels=labels[order], class_names=NAMES, image_size=(SIZE, SIZE)
+        boxes_xyxy_px=boxes[order],
+        scores=scores[order],
+        labels=labels[order],
+        class_names=NAMES,
+        image_size=(SIZE, SIZE),
     )
 
 
 def random_case(
-    seed: int, *, pictures: int = 12, most: int = 6, crowd: float = 0.0, many: int = 0, ties: bool = False
+    seed: int,
+    *,
+    pictures: int = 12,
+    most: int = 6,
+    crowd: float = 0.0,
+    many: int = 0,
+    ties: bool = False,
+    classes: int = 2,
+    flat: float = 0.0,
 ) -> tuple[list[Record], list[Detections]]:
-    """Truth, and detections that are jittered truth among noise."""
+    """Truth, and detections that are jittered truth among noise.
+
+    Args:
+        seed: of the random numbers.
+        pictures: how many.
+        most: at most so many boxes a picture.
+        crowd: share of boxes that stand for a group.
+        many: so many detections a picture besides.
+        ties: whether scores are rounded to one digit.
+        classes: that have boxes; the others have detections only.
+        flat: share of detections without an area, as clipping leaves them.
+    """
     rng = np.random.default_rng(seed)
     records, found = [], []
     for _ in range(pictures):
         count = int(rng.integers(0, most + 1))
-        corner, side = rng.uniform(0, 140, (count, 2)), rng.uniform(4, 60, (count, 2)) * rng.choice([0.3, 1, 2], (count, 1))
+        corner = rng.uniform(0, 140, (count, 2))
+        side = rng.uniform(4, 60, (count, 2)) * rng.choice([0.3, 1, 2], (count, 1))
         boxes = np.concatenate([corner, np.minimum(corner + side, SIZE)], axis=1).astype(np.float32)
-        labels = rng.integers(0, 2, count)  # the third class has no box
+        labels = rng.integers(0, classes, count)
         records.append(record(boxes, labels, rng.random(count) < crowd))
         noise = int(rng.integers(0, 6)) + many
         corner, side = rng.uniform(0, 140, (noise, 2)), rng.uniform(4, 60, (noise, 2))
         noise_boxes = np.concatenate([corner, corner + side], axis=1)
         guessed = np.concatenate([boxes + rng.normal(0, 3, boxes.shape), noise_boxes])
         guessed[:, 2:] = np.maximum(guessed[:, 2:], guessed[:, :2] + 1)
+        guessed[rng.random(len(guessed)) < flat, 2] = 0
+        guessed[:, 0] = np.minimum(guessed[:, 0], guessed[:, 2])
         scores = rng.random(count + noise)
         scores = np.round(scores, 1) if ties else scores
         guessed_labels = np.concatenate([labels, rng.integers(0, 3, noise)])
@@ -64,8 +93,8 @@ def random_case(
     return records, found
 
 
-def by_pycocotools(records: list[Record], found: list[Detections]) -> NDArray[np.float64]:
-    """The twelve figures, −1 where undefined."""
+def by_pycocotools(records: list[Record], found: list[Detections]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The twelve figures, and (AP, AP50) of each class; −1 where undefined."""
     annotations, results = [], []
     for image, one in enumerate(records, start=1):
         for box, label, crowd in zip(one.boxes_xyxy_px.tolist(), one.labels, one.crowd, strict=True):
@@ -103,34 +132,76 @@ def by_pycocotools(records: list[Record], found: list[Detections]) -> NDArray[np
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return np.asarray(evaluation.stats)
+    precision = evaluation.eval["precision"][..., 0, 2]  # (IoU, recall, class)
+    per_class = [(precision[..., k].mean(), precision[0, :, k].mean()) for k in range(len(NAMES))]
+    return np.asarray(evaluation.stats), np.asarray(per_class)
 
 
-def assert_equal_to_pycocotools(ours: CocoMetrics, theirs: NDArray[np.float64]) -> None:
+def assert_same(value: float | None, expected: float, what: str) -> None:
+    if expected == -1:
+        assert value is None, what
+    else:
+        assert value == pytest.approx(expected, abs=1e-6), what
+
+
+def assert_equal_to_pycocotools(records: list[Record], found: list[Detections]) -> CocoMetrics:
+    ours, (theirs, per_class) = coco_metrics(records, found, NAMES), by_pycocotools(records, found)
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
-    for name, expected in zip(names, theirs, strict=False):
-        value = getattr(ours, name)
-        if expected == -1:
-            assert value is None, name
-        else:
-            assert value == pytest.approx(expected, abs=1e-6), name
+    for name, expected in zip(names, theirs, strict=False):  # theirs goes on with recall by area
+        assert_same(getattr(ours, name), expected, name)
+    for one, (ap, ap50) in zip(ours.per_class, per_class, strict=True):
+        assert_same(one.ap, ap, one.name)
+        assert_same(one.ap50, ap50, one.name)
+    return ours
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    "kind", [{}, {"crowd": 0.4}, {"many": 120, "pictures": 4}, {"ties": True}, {"pictures": 1}, {"most": 0}]
+    "kind",
+    [
+        {},
+        {"crowd": 0.4},
+        {"crowd": 1.0},
+        {"many": 120, "pictures": 4},
+        {"many": 120, "pictures": 3, "classes": 1, "ties": True},
+        {"ties": True, "crowd": 0.2},
+        {"pictures": 1},
+        {"classes": 1},
+        {"most": 0},
+        {"flat": 0.3},
+    ],
+    ids=str,
 )
 def test_ap_equals_pycocotools(seed: int, kind: dict[str, float]) -> None:
-    records, found = random_case(seed, **kind)  # type: ignore[arg-type]
-    assert_equal_to_pycocotools(coco_metrics(records, found, NAMES), by_pycocotools(records, found))
+    assert_equal_to_pycocotools(*random_case(seed, **kind))  # type: ignore[arg-type]
 
 
-def test_ap_equals_pycocotools_where_nothing_is_found() -> None:
+def test_ap_equals_pycocotools_on_boxes_of_every_size() -> None:
+    for scale in (0.1, 1.0, 5.0):
+        records, found = random_case(6)
+        larger = [dataclasses.replace(one, boxes_xyxy_px=one.boxes_xyxy_px * np.float32(scale)) for one in records]
+        found = [dataclasses.replace(one, boxes_xyxy_px=one.boxes_xyxy_px * np.float32(scale)) for one in found]
+        metrics = assert_equal_to_pycocotools(larger, found)
+        assert (metrics.ap_large is None) == (scale < 1)
+
+
+NOTHING = detections(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))
+
+
+def test_a_blind_detector_has_zero() -> None:
     records, _ = random_case(1)
-    blind = [detections(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in records]
-    ours = coco_metrics(records, blind, NAMES)
-    assert_equal_to_pycocotools(ours, by_pycocotools(records, blind))
-    assert ours.ap == 0
+    blind = [NOTHING for _ in records]
+    metrics = assert_equal_to_pycocotools(records, blind)
+    assert metrics.ap == metrics.ar100 == 0
+    assert [one.ap for one in metrics.per_class] == [0, 0, None]
+    point = operating_point(class_curves(records, blind, NAMES))
+    assert point is not None and (point.precision, point.recall, point.f1) == (0.0, 0.0, 0.0)
+
+
+def test_nothing_there_and_nothing_found_is_undefined() -> None:
+    empty = record(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))
+    metrics = assert_equal_to_pycocotools([empty], [NOTHING])
+    assert metrics.ap is None and metrics.ar100 is None and [one.boxes for one in metrics.per_class] == [0, 0, 0]
 
 
 def perfect(records: list[Record]) -> list[Detections]:
@@ -145,6 +216,22 @@ def test_a_perfect_detector_has_one_everywhere() -> None:
     assert metrics.per_class[2].ap is None and metrics.per_class[2].boxes == 0
     point = operating_point(class_curves(records, perfect(records), NAMES))
     assert point is not None and (point.precision, point.recall, point.f1) == (1.0, 1.0, 1.0)
+
+
+def test_a_shifted_detector_is_right_up_to_its_overlap() -> None:
+    boxes, labels = np.array([[0, 0, 100, 100]], dtype=np.float32), np.array([1])
+    shifted = detections(boxes + np.array([20, 0, 20, 0], dtype=np.float32), labels)  # IoU 80/120
+    metrics = coco_metrics([record(boxes, labels)], [shifted], NAMES)
+    assert (metrics.ap, metrics.ap50, metrics.ap75) == (pytest.approx(0.4), pytest.approx(1.0), 0.0)
+
+
+def test_a_duplicate_costs_the_precision_after_it() -> None:
+    boxes, labels = np.array([[0, 0, 50, 50], [100, 100, 150, 150]], dtype=np.float32), np.array([1, 1])
+    scores = np.array([0.9, 0.8, 0.7], dtype=np.float32)
+    found = detections(boxes[[0, 0, 1]], np.array([1, 1, 1]), scores)
+    metrics = coco_metrics([record(boxes, labels)], [found], NAMES)
+    # Recall 0 to 0.50 (51 of COCO's 101 points) at precision 1, the rest at 2 of 3.
+    assert metrics.ap == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
 def test_duplicates_cost_precision_and_no_recall() -> None:
@@ -181,3 +268,66 @@ def test_the_order_of_the_pictures_does_not_matter() -> None:
 def test_without_any_box_there_is_no_operating_point() -> None:
     records, found = random_case(4, most=0)
     assert operating_point(class_curves(records, found, NAMES)) is None
+
+
+def test_the_names_and_order_of_classes_do_not_matter() -> None:
+    records, found = random_case(5, crowd=0.2)
+    new_label = np.array([2, 0, 1])
+    names = ("b", "c", "a")
+    renamed = [dataclasses.replace(one, labels=new_label[one.labels]) for one in records]
+    refound = [dataclasses.replace(one, labels=new_label[one.labels], class_names=names) for one in found]
+    before, after = coco_metrics(records, found, NAMES), coco_metrics(renamed, refound, names)
+    assert (after.ap, after.ar10) == (pytest.approx(before.ap), pytest.approx(before.ar10))
+    for old, new in enumerate(new_label):
+        assert after.per_class[new] == dataclasses.replace(before.per_class[old], name=names[new])
+    one, other = (operating_point(class_curves(*case)) for case in ((records, found, NAMES), (renamed, refound, names)))
+    assert one is not None and other is not None
+    assert (other.f1, other.confidence) == (pytest.approx(one.f1), one.confidence)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("crowd", [0.0, 0.4])
+def test_the_area_under_the_curve_is_ap50(seed: int, crowd: float) -> None:
+    records, found = random_case(seed, crowd=crowd)
+    expected = coco_metrics(records, found, NAMES).per_class
+    for curve, one in zip(class_curves(records, found, NAMES), expected, strict=True):
+        assert curve.boxes == one.boxes
+        if one.ap50 is not None:
+            precision, recall = curve.precision_recall()
+            at = np.searchsorted(recall, np.linspace(0, 1, 101))
+            best_from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+            assert best_from_here[at].mean() == pytest.approx(one.ap50, abs=1e-6)
+
+
+def test_a_score_is_kept_at_a_confidence_equal_to_it() -> None:
+    boxes, labels = np.array([[10, 10, 60, 60]], dtype=np.float32), np.array([1])
+    for score in (0.1, 0.7, 0.9):  # all but 0.1 are a little less in float32
+        found = detections(boxes, labels, np.array([score], dtype=np.float32))
+        point = operating_point(class_curves([record(boxes, labels)], [found], NAMES), score)
+        assert point is not None and point.recall == len(found.above(score)) == 1
+
+
+def test_the_best_confidence_is_the_one_with_the_best_mean_f1() -> None:
+    curves = class_curves(*random_case(7, pictures=30), NAMES)
+    best = operating_point(curves)
+    assert best is not None
+    others = [operating_point(curves, confidence) for confidence in np.linspace(0, 1, 101)]
+    assert best.f1 == pytest.approx(max(other.f1 for other in others if other is not None), abs=0.02)
+    assert all(best.f1 >= other.f1 for other in others if other is not None)
+    precision, recall, f1 = (np.mean(figures) for figures in list(zip(*best.per_class, strict=True))[1:])
+    assert (precision, recall, f1) == (
+        pytest.approx(best.precision),
+        pytest.approx(best.recall),
+        pytest.approx(best.f1),
+    )
+
+
+@pytest.mark.parametrize("measure", [coco_metrics, class_curves])
+def test_what_does_not_belong_together_is_refused(measure: Callable[..., object]) -> None:
+    records, found = random_case(8, most=3)
+    with pytest.raises(UsageError, match="12 records and 11 detections"):
+        measure(records, found[1:], NAMES)
+    with pytest.raises(UsageError, match="its detections are of the classes crack, dent, stain"):
+        measure(records, found, ("crack", "dent", "rust"))
+    with pytest.raises(UsageError, match="labels from 5 to 5, but 3 classes"):
+        measure([record(np.array([[1, 1, 9, 9]], dtype=np.float32), np.array([5]))], [NOTHING], NAMES)

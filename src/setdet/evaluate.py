@@ -5,13 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
-from setdet.errors import DataError
+from setdet.errors import DataError, UsageError
 from setdet.metrics.coco import CocoMetrics, coco_metrics
 from setdet.metrics.curves import ClassCurve, OperatingPoint, class_curves, operating_point
+from setdet.metrics.inputs import check_labels
 from setdet.predict import Predictor
 
 
@@ -21,14 +23,17 @@ class Evaluation:
 
     Attributes:
         coco: average precision and recall by COCO's rules.
-        best: precision, recall and F1 (class means at IoU 0.5) at the confidence of the best mean F1.
-        given: the same at the confidence that was asked for; None where none was.
+        best: precision, recall and F1 (class means at IoU 0.5) at the confidence of the best mean F1; None without
+            any box.
+        confidence: that was asked for; None where none was.
+        given: as `best`, at that confidence.
         curves: of every class, for reports.
         images, boxes: how many were measured on; crowd boxes are not counted.
     """
 
     coco: CocoMetrics
     best: OperatingPoint | None
+    confidence: float | None
     given: OperatingPoint | None
     curves: tuple[ClassCurve, ...]
     images: int
@@ -46,14 +51,11 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `setdet val --json` prints them; None where there was nothing to measure."""
-        best, given = self.best, self.given
+        asked = {} if self.confidence is None else {"at_confidence": _point(self.given, self.confidence)}
         return {
             **{name: value for name, value in asdict(self.coco).items() if name != "per_class"},
-            "precision": best and best.precision,
-            "recall": best and best.recall,
-            "f1": best and best.f1,
-            "confidence": best and best.confidence,
-            **({"at_confidence": _point(given)} if given else {}),
+            **_point(self.best, None),
+            **asked,
             "per_class": self._per_class(),
             "images": self.images,
             "boxes": self.boxes,
@@ -84,24 +86,29 @@ def evaluate(
         predictor: with its class names.
         records: the truth; nothing is trained or chosen on it here.
         class_names: of the records' labels, matched to the predictor's by name; None: they are the predictor's.
-        confidence: also report precision, recall and F1 at this score.
-        progress: show a bar.
+        confidence: also report precision, recall and F1 at this score, 0 to 1.
+        progress: show a bar, on stderr.
         batch_size: pictures that go through the network at once.
         on_result: called with every record (its labels the predictor's) and what was found on it.
 
     Raises:
         DataError: there is nothing to measure on, or the data has classes that the predictor doesn't know.
+        UsageError: the confidence is no score, or a label is beyond the predictor's classes.
         ImageError: a picture cannot be read.
     """
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise UsageError(f"The confidence is {confidence}; expected a score from 0 to 1.")
     if not records:
         raise DataError("There are no pictures to evaluate on. Choose a split that has some.")
     if class_names is not None:
         records = match_classes(records, class_names, predictor.class_names)
+    check_labels(records, predictor.class_names)
     stream = predictor.stream([record.image for record in records], threshold=0.0, batch_size=batch_size)
+    shown = track(
+        stream, description="evaluating", total=len(records), disable=not progress, console=Console(stderr=True)
+    )
     detections = []
-    for record, found in zip(
-        records, track(stream, description="evaluating", total=len(records), disable=not progress), strict=True
-    ):
+    for record, found in zip(records, shown, strict=True):
         detections.append(found)
         if on_result is not None:
             on_result(record, found)
@@ -109,6 +116,7 @@ def evaluate(
     return Evaluation(
         coco=coco_metrics(records, detections, predictor.class_names),
         best=operating_point(curves),
+        confidence=confidence,
         given=None if confidence is None else operating_point(curves, confidence),
         curves=curves,
         images=len(records),
@@ -134,10 +142,11 @@ def match_classes(records: Sequence[Record], data_names: Sequence[str], known_na
     return [replace(record, labels=to_known[record.labels]) for record in records]
 
 
-def _point(point: OperatingPoint) -> dict[str, float]:
+def _point(point: OperatingPoint | None, confidence: float | None) -> dict[str, float | None]:
+    """The figures of a point; None each where there is none, but for the `confidence` that was asked for."""
     return {
-        "confidence": point.confidence,
-        "precision": point.precision,
-        "recall": point.recall,
-        "f1": point.f1,
+        "precision": point.precision if point else None,
+        "recall": point.recall if point else None,
+        "f1": point.f1 if point else None,
+        "confidence": point.confidence if point else confidence,
     }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
+from setdet.metrics.inputs import check_inputs
 
 _MAX_DETECTIONS = (1, 10, 100)
 
@@ -57,10 +58,14 @@ def coco_metrics(
         records: the truth; labels are indices into `class_names`; crowd boxes are ignore regions.
         detections: of each record, in the same order.
         class_names: of both.
+
+    Raises:
+        UsageError: records, detections and class names don't belong together.
     """
+    check_inputs(records, detections, class_names)
     truth = _truth(records, class_names)
-    found = truth.loadRes(_found(detections)) if any(len(one) for one in detections) else _empty(truth)
-    evaluation = COCOeval_faster(truth, found, iouType="bbox")
+    # Not by COCO.loadRes: it copies and completes what is complete here, for a third of the time of all this.
+    evaluation = COCOeval_faster(truth, _coco({**truth.dataset, "annotations": _found(detections)}), iouType="bbox")
     evaluation.params.maxDets = list(_MAX_DETECTIONS)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -102,8 +107,10 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def _truth(records: Sequence[Record], class_names: Sequence[str]) -> COCO:
     annotations: list[dict[str, Any]] = []
     for image, record in enumerate(records, start=1):
-        for box, label, crowd in zip(record.boxes_xyxy_px.tolist(), record.labels, record.crowd, strict=True):
-            annotations.append(_annotation(image, label, box) | {"id": len(annotations) + 1, "iscrowd": int(crowd)})
+        for box, label, crowd in zip(
+            record.boxes_xyxy_px.tolist(), record.labels.tolist(), record.crowd.tolist(), strict=True
+        ):
+            annotations.append({**_annotation(len(annotations) + 1, image, label, box), "iscrowd": int(crowd)})
     return _coco(
         {
             "info": {},
@@ -115,26 +122,27 @@ def _truth(records: Sequence[Record], class_names: Sequence[str]) -> COCO:
 
 
 def _found(detections: Sequence[Detections]) -> list[dict[str, Any]]:
-    return [
-        _annotation(image, label, box) | {"score": float(score)}
-        for image, one in enumerate(detections, start=1)
-        for box, label, score in zip(one.boxes_xyxy_px.tolist(), one.labels, one.scores, strict=True)
-    ]
+    annotations: list[dict[str, Any]] = []
+    for image, found in enumerate(detections, start=1):
+        for box, label, score in zip(
+            found.boxes_xyxy_px.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        ):
+            annotation = _annotation(len(annotations) + 1, image, label, box)
+            annotation["score"] = score
+            annotations.append(annotation)
+    return annotations
 
 
-def _annotation(image: int, label: int, box_xyxy: list[float]) -> dict[str, Any]:
+def _annotation(number: int, image: int, label: int, box_xyxy: list[float]) -> dict[str, Any]:
     left, top, right, bottom = box_xyxy
     width, height = right - left, bottom - top
     return {
+        "id": number,
         "image_id": image,
-        "category_id": int(label) + 1,
+        "category_id": label + 1,
         "bbox": [left, top, width, height],
         "area": width * height,
     }
-
-
-def _empty(truth: COCO) -> COCO:
-    return _coco({**truth.dataset, "annotations": []})
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:

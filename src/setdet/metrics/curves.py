@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
+from setdet.metrics.inputs import check_inputs
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,14 @@ class ClassCurve:
 
     def counts(self, confidence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(found boxes, detections) at each confidence."""
-        kept = np.searchsorted(-self.scores.astype(np.float64), -confidence, side="right")
+        # In float32 as `Detections.above` compares: a score of 0.9 is not below a confidence of 0.9.
+        kept = np.searchsorted(-self.scores, -confidence.astype(np.float32), side="right")
         return np.concatenate([[0], np.cumsum(self.hits)])[kept], kept
+
+    def precision_recall(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(n,) precision and (n,) recall with the best 1, 2 … n detections; recall is 0 where there is no box."""
+        found = np.cumsum(self.hits)
+        return found / np.arange(1, len(found) + 1), found / max(self.boxes, 1)
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,28 @@ class OperatingPoint:
 def class_curves(
     records: Sequence[Record], detections: Sequence[Detections], class_names: Sequence[str], *, iou: float = 0.5
 ) -> tuple[ClassCurve, ...]:
-    """Matches each class by itself, best score first, each detection to the free box that it overlaps most."""
+    """Matches each class by itself, best score first, each detection to the free box that it overlaps most.
+
+    A detection that finds no box of its own, but lies in a crowd box, is left out.
+
+    Args:
+        records: the truth; labels are indices into `class_names`.
+        detections: of each record, in the same order.
+        class_names: of both.
+        iou: the least overlap that finds a box.
+
+    Raises:
+        UsageError: records, detections and class names don't belong together.
+    """
+    check_inputs(records, detections, class_names)
     scores: list[list[NDArray[np.float32]]] = [[] for _ in class_names]
     hits: list[list[NDArray[np.bool_]]] = [[] for _ in class_names]
     boxes = np.zeros(len(class_names), dtype=np.int64)
     for record, found in zip(records, detections, strict=True):
+        overlap = _overlap(found.boxes_xyxy_px, record.boxes_xyxy_px, record.crowd)
         for label in np.union1d(record.labels, found.labels):
             truth, mine = record.labels == label, found.labels == label
-            overlap = _overlap(found.boxes_xyxy_px[mine], record.boxes_xyxy_px[truth], record.crowd[truth])
-            hit, ignored = _match(overlap, record.crowd[truth], iou)
+            hit, ignored = _match(overlap[np.ix_(mine, truth)], record.crowd[truth], iou)
             scores[label].append(found.scores[mine][~ignored])
             hits[label].append(hit[~ignored])
             boxes[label] += int(np.sum(~record.crowd[truth]))
@@ -99,13 +119,14 @@ def _match(
     """Which detections (rows, best first) hit a box, and which are ignored for lying in a crowd instead."""
     hit, ignored = np.zeros(len(overlap), dtype=np.bool_), np.zeros(len(overlap), dtype=np.bool_)
     free = ~crowd
-    for row, overlaps in enumerate(overlap):
-        candidates = np.where(free, overlaps, -1.0)
-        best = int(candidates.argmax()) if candidates.size else -1
-        if best >= 0 and candidates[best] >= iou:
+    near = overlap >= iou
+    for row in np.flatnonzero(near.any(axis=1)):
+        candidates = np.where(free & near[row], overlap[row], -1.0)
+        best = int(candidates.argmax())
+        if candidates[best] >= 0:
             hit[row], free[best] = True, False
         else:
-            ignored[row] = bool(np.any(overlaps[crowd] >= iou))
+            ignored[row] = bool(near[row, crowd].any())
     return hit, ignored
 
 
