@@ -5,11 +5,11 @@ A verb imports what it needs when it runs, so that help appears at once and with
 
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, TextIO
 
 import typer
 
+from setdet import __version__
 from setdet.cli import data, demo, models, predict, train, val
 from setdet.cli.console import say, show_error
 from setdet.errors import MissingExtraError, SetdetError
@@ -47,13 +47,9 @@ app.command(name="models")(models.models)
 
 
 def _show_version(wanted: bool) -> None:
-    if not wanted:
-        return
-    try:
-        typer.echo(f"setdet {version('setdet')}")
-    except PackageNotFoundError:
-        typer.echo("setdet (not installed: running from its source)")
-    raise typer.Exit
+    if wanted:
+        typer.echo(f"setdet {__version__}")
+        raise typer.Exit
 
 
 @app.callback()

@@ -31,7 +31,7 @@ def demo(
 
     Running it again replaces the two files.
     """
-    from setdet.cli.opening import open_predictor
+    from setdet.api import load
     from setdet.data.sources import read_dataset
     from setdet.data.surfaces import make
     from setdet.images import read_image
@@ -42,7 +42,7 @@ def demo(
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; --out must be a folder. Choose another.")
     started = time.perf_counter()
-    predictor = open_predictor(WEIGHTS, device="cpu")
+    detector = load(WEIGHTS, device="cpu")
     say(f"1/3  {PICTURES} steel surfaces, generated with seed {DEMO_SEED}, which no training used")
     with TemporaryDirectory(prefix="setdet-demo-") as scratch:
         folder = Path(scratch) / "surfaces"
@@ -51,8 +51,8 @@ def demo(
         records = sorted(
             (record for split in dataset.splits.values() for record in split), key=lambda one: one.image.name
         )
-        say(f"2/3  {WEIGHTS} looks for {len(predictor.class_names)} kinds of defect on them")
-        measured = measure(predictor, records)
+        say(f"2/3  {WEIGHTS} looks for {len(detector.class_names)} kinds of defect on them")
+        measured = measure(detector.predictor, records)
         say("3/3  drawing what it found")
         drawn = [
             draw_found_and_true(read_image(record.image), found, record)

@@ -35,7 +35,7 @@ def predict(
 
     A broken picture is named and left out; the exit code is 1 then.
     """
-    from setdet.cli.opening import open_predictor
+    from setdet.api import load
     from setdet.config import suggest
     from setdet.data.writing import write_atomically
     from setdet.errors import ImageError
@@ -49,7 +49,7 @@ def predict(
         raise UsageError(f"--threshold {threshold}: expected a score from 0 to 1.")
     paths = expand_sources(sources)
     folder = next_unused(Path("predictions")) if out is None else unused(out)
-    predictor = open_predictor(weights, device=device)
+    detector = load(weights, device=device)
 
     broken: list[str] = []
 
@@ -60,7 +60,7 @@ def predict(
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(paths)
     found: list[Detections] = []
-    for detections in predictor.stream(paths, threshold=threshold, on_error=name_broken):
+    for detections in detector.stream(paths, threshold=threshold, on_error=name_broken):
         _draw(detections, folder / names[Path(detections.source)])
         show(f"{detections.source}: {_summary(detections)}")
         found.append(detections)
