@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import randomise
 from torch import nn
 
+from oracle import randomise
 from setdet.errors import ConfigError, WeightsError
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.deploy import fold

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracle import build_oracle, copy_weights, randomise
 from torch import Tensor
 
+from oracle import build_oracle, copy_weights, randomise
 from setdet.models.rtdetr import build_model
 from setdet.models.variants import MODELS
 

@@ -57,7 +57,8 @@ GEOMETRY = {
     "zoom": {"zoom_out": 1.0, "zoom_out_max": 2.0},
     "crop": {"iou_crop": 1.0},
     "all": {
-        "flip_horizontal": 0.5, "flip_vertical": 0.5, "rotate_90": 0.5, "zoom_out": 0.5, "zoom_out_max": 1.5, "iou_crop": 0.5,
+        "flip_horizontal": 0.5, "flip_vertical": 0.5, "rotate_90": 0.5,
+        "zoom_out": 0.5, "zoom_out_max": 1.5, "iou_crop": 0.5,
     },
 }  # fmt: skip
 

@@ -102,7 +102,7 @@ def _files(path: Path) -> dict[Path, str]:
 
 
 def _split_of(file: Path) -> str | None:
-    """ "val" for `instances_val2017.json`, `val.json` or `valid/_annotations.coco.json`."""
+    """The split that a file's name stands for: val for `instances_val2017.json` or `valid/_annotations.coco.json`."""
     stem = file.parent.name if file.name == _ROBOFLOW else file.stem
     return normalize_split(re.sub(r"\d*$", "", stem.removeprefix("instances_")))
 

@@ -97,8 +97,8 @@ def load_sample(record: Record, *, cache: PictureCache = _NO_PICTURES) -> Sample
     declared = (record.height or height, record.width or width)
     if declared != (height, width):
         raise DataError(
-            f"{record.image}: the annotations declare {declared[1]}×{declared[0]} pixels (width×height), but the picture "
-            f"has {width}×{height}. Correct the annotation, or put the annotated picture back."
+            f"{record.image}: the annotations declare {declared[1]}×{declared[0]} pixels (width×height), but the "
+            f"picture has {width}×{height}. Correct the annotation, or put the annotated picture back."
         )
     return Sample(
         image=image,

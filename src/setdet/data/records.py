@@ -27,7 +27,7 @@ _ROUNDING_PX = 0.01
 
 
 def normalize_split(name: str) -> str | None:
-    """ "train", "val" or "test" for the usual spellings of them, else None."""
+    """One of train, val and test for the usual spellings of them, else None."""
     return _SPLIT_NAMES.get(name.strip().lower())
 
 

@@ -151,7 +151,8 @@ class _PictureIndex:
             if found:
                 return found[0]
         raise DataError(
-            f"{file}: its picture '{name or file.stem}' is missing below {self._folder}. Put it there, or remove the XML file."
+            f"{file}: its picture '{name or file.stem}' is missing below {self._folder}. "
+            "Put it there, or remove the XML file."
         )
 
     def remark_unused(self, records: Iterable[Record], builder: RecordBuilder) -> None:

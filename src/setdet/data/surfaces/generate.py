@@ -125,7 +125,7 @@ def _photograph(rng: np.random.Generator, picture: Field) -> NDArray[np.uint8]:
     grey = np.clip(noisy, 0, 255).astype(np.uint8)
     if rng.random() < 0.7:
         _, encoded = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 97))])
-        grey = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        grey = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), dtype=np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 

@@ -1,5 +1,7 @@
 """Steel without defects: grain, rolling streaks, bands and lighting. Grey levels are 0 to 255, as float32."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +27,10 @@ def grain(rng: np.random.Generator, size: int, *, sigma_y: float, sigma_x: float
         return _normalised(cv2.GaussianBlur(noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y))
     side = int(size * 1.45)
     noise = rng.standard_normal((side, side), dtype=np.float32)
-    noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y)
+    blurred = cv2.GaussianBlur(noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), angle, 1.0)
     first = (side - size) // 2
-    return _normalised(cv2.warpAffine(noise, turn, (side, side))[first : first + size, first : first + size])
+    return _normalised(cv2.warpAffine(blurred, turn, (side, side))[first : first + size, first : first + size])
 
 
 def lighting(rng: np.random.Generator, size: int, *, strength: float) -> Field:
@@ -87,6 +89,6 @@ def dark_plate(rng: np.random.Generator, size: int) -> Field:
     return plate + lighting(rng, size, strength=rng.uniform(3, 15))
 
 
-def _normalised(field: Field) -> Field:
-    centred = field - field.mean()
-    return centred / max(float(centred.std()), 1e-6)
+def _normalised(field: NDArray[Any]) -> Field:
+    """Mean 0, deviation 1."""
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), dtype=np.float32)
