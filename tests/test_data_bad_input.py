@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_data_formats import coco_content, picture, xml
 
 from setdet.data.loader import load_sample
 from setdet.data.sources import read_dataset
 from setdet.errors import DataError, UnknownFormatError
+from test_data_formats import coco_content, picture, xml
 
 BOMB = """<?xml version="1.0"?>
 <!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>

@@ -1,4 +1,4 @@
-"""Splits that are made keep every class's share; classes are matched by name."""
+"""Splits that are made keep every class's share."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from setdet.data.schema import Dataset, Record
-from setdet.data.sources import hold_out, make_splits, match_classes
+from setdet.data.sources import hold_out, make_splits
 from setdet.errors import DataError
 
 
@@ -58,13 +58,3 @@ def test_a_missing_validation_split_is_made_and_announced() -> None:
     assert make_splits(own) is own
     with pytest.raises(DataError, match="neither a training nor a validation split"):
         make_splits(dataset(test=records([[0]])))
-
-
-def test_classes_are_matched_by_name() -> None:
-    given = dataset(val=records([[0, 1, 2]]))
-    matched = match_classes(given, ("c", "x", "b", "a"))
-    assert matched.class_names == ("c", "x", "b", "a")
-    assert matched.splits["val"][0].labels.tolist() == [3, 2, 0]
-    assert match_classes(given, ("a", "b", "c")) is given
-    with pytest.raises(DataError, match="unknown class 'c'"):
-        match_classes(given, ("a", "b", "d"))

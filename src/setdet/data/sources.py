@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from setdet.data import coco, voc, yolo
-from setdet.data.records import unknown_class
 from setdet.data.schema import Dataset, Record
 from setdet.errors import DataError, UnknownFormatError
 
@@ -50,25 +49,6 @@ def read_dataset(path: Path | str) -> Dataset:
         notes.append(f"Classes without a box: {', '.join(unseen)}.")
     splits = {split: records for split, records in dataset.splits.items() if records}
     return dataclasses.replace(dataset, splits=splits, notes=tuple(notes))
-
-
-def match_classes(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
-    """The data set with its classes in the order of `class_names` (those of some weights, say), matched by name.
-
-    Raises:
-        DataError: a class of the data set is not among them.
-    """
-    if tuple(class_names) == dataset.class_names:
-        return dataset
-    for name in dataset.class_names:
-        if name not in class_names:
-            raise unknown_class(name, class_names, source=dataset.root)
-    new_label = np.array([class_names.index(name) for name in dataset.class_names], dtype=np.int64)
-    splits = {
-        split: tuple(dataclasses.replace(record, labels=new_label[record.labels]) for record in records)
-        for split, records in dataset.splits.items()
-    }
-    return dataclasses.replace(dataset, class_names=tuple(class_names), splits=splits)
 
 
 def make_splits(dataset: Dataset, *, val_share: float = 0.2, seed: int = 0) -> Dataset:
