@@ -33,10 +33,9 @@ def crazing(rng: np.random.Generator, size: int) -> Defect:
     canvas = np.zeros((size, size), dtype=np.float32)
     for _ in range(int(rng.integers(5, 9) + height * width / (1500 * unit**2))):
         _crack(rng, canvas, top=top, left=left, height=height, width=width, unit=unit)
-    mask = canvas > 0.15
-    soft = cv2.GaussianBlur(canvas, (0, 0), 0.7 * unit)
-    fading = 0.65 + 0.35 * smooth_noise(rng, size, height=20 * unit, width=30 * unit)
-    return Defect(change=-rng.uniform(90, 160) * soft * np.clip(fading, 0.15, 1.3), mask=mask)
+    fading = np.clip(0.75 + 0.3 * smooth_noise(rng, size, height=20 * unit, width=30 * unit), 0.25, 1.3)
+    soft = cv2.GaussianBlur(canvas, (0, 0), 0.7 * unit) * fading
+    return Defect(change=-rng.uniform(90, 160) * soft, mask=soft > 0.15)
 
 
 def _crack(

@@ -31,7 +31,8 @@ _KINDS: dict[str, tuple[Draw, Plate, tuple[float, ...]]] = {
 }
 CLASS_NAMES = tuple(_KINDS)
 
-_MOST_OVERLAP = 0.2  # IoU of two defects of one picture
+_MOST_OVERLAP = 0.15  # of the smaller of two boxes of one picture: more, and nobody could tell them apart
+_LEAST_CONTRAST = 1.0  # of a defect, in deviations of the plate's grain: a box around nothing teaches nothing
 _LEAST_SIDE = 0.03  # of a box, as a share of the picture
 _TRIALS = 4
 
@@ -55,12 +56,15 @@ def generate(index: int, *, seed: int, size: int = 200) -> Sample:
     label = index % len(CLASS_NAMES)
     draw, plate, counts = _KINDS[CLASS_NAMES[label]]
     picture = plate(rng, size)
+    roughness = float((picture - cv2.GaussianBlur(picture, (0, 0), 6 * size / 200)).std())
     boxes: list[NDArray[np.float32]] = []
     for _ in range(1 + int(rng.choice(len(counts), p=counts))):
         for _ in range(_TRIALS):
             defect = draw(rng, size)
             box = _box_of(defect.mask)
-            if box is not None and all(_iou(box, other) <= _MOST_OVERLAP for other in boxes):
+            if box is None or float(np.abs(defect.change[defect.mask]).mean()) < _LEAST_CONTRAST * roughness:
+                continue
+            if all(_overlap(box, other) <= _MOST_OVERLAP for other in boxes):
                 boxes.append(box)
                 picture = picture + defect.change
                 break
@@ -138,7 +142,7 @@ def _box_of(mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
 
 
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Intersection of two boxes as a share of the smaller one."""
     sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    intersection = float(sides.prod())
-    return intersection / (float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - intersection)
+    return float(sides.prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
