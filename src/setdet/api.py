@@ -186,7 +186,6 @@ def train(
     _need_torch("Training")
     from setdet.data.sources import read_dataset
     from setdet.train.config import TrainConfig
-    from setdet.train.run import train as run_training
 
     values = {
         "epochs": epochs,
@@ -205,6 +204,9 @@ def train(
     config = TrainConfig.from_dict(base.to_dict() | given, source="train").override(list(overrides))
     dataset = read_dataset(Path(data))
     _announce(dataset)
+    # Imported last: it takes seconds, and what is wrong with the call was said by now.
+    from setdet.train.run import train as run_training
+
     return run_training(dataset, config, out=Path("runs", config.model) if out is None else Path(out), resume=resume)
 
 

@@ -202,6 +202,8 @@ def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         UsageError: nothing was given, or one of the patterns matches no picture.
     """
+    if isinstance(patterns, (str, os.PathLike)):
+        raise UsageError(f"Files, folders and globs go in as a list: expand_sources([{str(patterns)!r}]).")
     found: set[Path] = set()
     wanted = list(patterns)
     if not wanted:
@@ -258,7 +260,10 @@ def _decode(source: Any, called: str) -> NDArray[np.uint8]:
     if isinstance(source, (str, os.PathLike)):
         return read_image(Path(source))
     if _is_pil(source):
-        source = _pil_to_array(source)
+        try:
+            source = _pil_to_array(source)
+        except OSError as error:  # Pillow decodes a file when its pixels are first asked for
+            raise ImageError(f"{called}: the PIL picture cannot be decoded ({error}).") from None
     if not isinstance(source, np.ndarray):
         raise UsageError(f"{called}: expected a path, a numpy array or a PIL picture, found {type(source).__name__}.")
     return to_rgb_uint8(source, source=called)

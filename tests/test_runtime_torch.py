@@ -1,0 +1,117 @@
+"""The engine that runs a model with PyTorch, against the model itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from setdet.errors import UsageError
+from setdet.models.rtdetr import RTDETR, build_model
+from setdet.runtime.torch import TorchRuntime, select_device
+from small_data import SMALL
+
+
+@pytest.fixture
+def model() -> RTDETR:
+    """With random statistics and boxes that differ, which a fresh model has not."""
+    model = build_model(SMALL, num_classes=3)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.8, 1.2)
+            elif "box_head" in name or "class_head" in name:
+                tensor.normal_(0, 0.2)
+    return model
+
+
+def pictures(count: int, height: int = 64, width: int = 96) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def test_it_gives_what_the_model_gives(model: RTDETR) -> None:
+    images = pictures(2)
+    boxes, scores, labels = TorchRuntime(model=model)(images)
+    with torch.no_grad():
+        output = model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    assert boxes.shape == (2, scores.shape[1], 4) and scores.shape == labels.shape
+    assert (boxes.dtype, scores.dtype, labels.dtype) == (np.float32, np.float32, np.int64)
+    for picture in range(2):
+        expected = output.logits[-1, picture].sigmoid().numpy()  # (queries, classes)
+        top = np.sort(expected.ravel())[::-1][: scores.shape[1]]
+        np.testing.assert_allclose(scores[picture], top, atol=2e-4)
+        center, size = np.split(output.boxes_cxcywh[-1, picture].numpy(), 2, axis=1)
+        corners = np.concatenate([center - size / 2, center + size / 2], axis=1).clip(0, 1)
+        for box, score, label in zip(boxes[picture], scores[picture], labels[picture], strict=True):
+            same = np.abs(expected[:, label] - score) < 2e-4
+            assert (np.abs(corners[same] - box).max(axis=1) < 2e-3).any()
+
+
+def test_results_are_sorted_and_inside(model: RTDETR) -> None:
+    boxes, scores, labels = TorchRuntime(model=model)(pictures(1))
+    assert (np.diff(scores) <= 0).all() and (scores >= 0).all() and (scores <= 1).all()
+    assert (boxes >= 0).all() and (boxes <= 1).all() and (labels >= 0).all() and (labels < 3).all()
+
+
+def test_a_picture_alone_is_as_in_a_batch(model: RTDETR) -> None:
+    runtime, images = TorchRuntime(model=model), pictures(3)
+    together = runtime(images)
+    for index in range(3):
+        alone = runtime(images[index : index + 1])
+        np.testing.assert_allclose(alone[1][0], together[1][index], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_is_close_and_stays_float32_outside(model: RTDETR, precision: str) -> None:
+    images = pictures(2)
+    exact, reduced = TorchRuntime(model=model)(images), TorchRuntime(model=model, precision=precision)(images)  # type: ignore[arg-type]
+    assert [part.dtype for part in reduced] == [np.float32, np.float32, np.int64]
+    np.testing.assert_allclose(reduced[1], exact[1], atol=0.05)
+    assert (reduced[1] != exact[1]).any()
+
+
+def test_the_model_that_was_given_stays_as_it_is(model: RTDETR) -> None:
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    TorchRuntime(model=model)(pictures(1))
+    after = model.state_dict()
+    assert model.training and list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_pixels_are_not_moved_and_the_callers_array_is_not_written_to(model: RTDETR) -> None:
+    images = pictures(1)
+    before = images.copy()
+    flipped = images[:, :, ::-1]  # a view with a negative stride
+    TorchRuntime(model=model)(images)
+    TorchRuntime(model=model)(flipped)
+    assert (images == before).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), r"found \(64, 64, 3\)"),
+        (np.zeros((1, 64, 64, 3), np.float32), "float32"),
+        (np.zeros((1, 3, 64, 64), np.uint8), r"\(1, 3, 64, 64\)"),
+        (np.zeros((1, 65, 64, 3), np.uint8), "multiples of 32; found height 65"),
+        (np.zeros((0, 64, 64, 3), np.uint8), "batch of 0"),
+    ],
+)
+def test_wrong_batches(model: RTDETR, images: np.ndarray, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TorchRuntime(model=model)(images)
+
+
+def test_wrong_devices_and_precisions(model: RTDETR) -> None:
+    with pytest.raises(UsageError, match="no precision 'int8'"):
+        TorchRuntime(model=model, precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no device 'gpu'"):
+        select_device("gpu")
+    with pytest.raises(UsageError, match="'meta' is not supported"):
+        select_device("meta")
+    with pytest.raises(UsageError, match="'cuda:99' is not there"):
+        select_device("cuda:99")
+    assert select_device("cpu").type == "cpu"
+    assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
