@@ -58,11 +58,7 @@ def test_import_is_lazy() -> None:
     ) == ("False")
 
 
-def test_train_can_be_called_whether_or_not_its_room_was_imported() -> None:
-    call = "print(callable(setdet.train), 'epochs' in inspect.signature(setdet.train).parameters)"
-    first = f"import inspect, setdet\n{call}\nimport setdet.train as room\n{call}\nprint(room is setdet.train)"
-    assert python(first).split() == ["True"] * 5
-    assert python(f"import setdet.train as room, inspect, setdet\n{call}").split() == ["True"] * 2
+def test_resuming_needs_a_folder() -> None:
     with pytest.raises(UsageError, match="resume=True needs out"):
         setdet.train("data", resume=True)
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 import yaml
 
-import setdet.train.run as run_module
-import setdet.train.session as session_module
+import setdet.training.run as run_module
+import setdet.training.session as session_module
 from setdet.data.schema import Dataset, Record
 from setdet.errors import ConfigError, OutputError, TrainingError, WeightsError
 from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetStage, HGNetV2Config
-from setdet.train.config import TrainConfig
-from setdet.train.run import TrainResult, train
-from setdet.train.session import Session
-from setdet.train.setup import STATE
+from setdet.training.config import TrainConfig
+from setdet.training.run import TrainResult, train
+from setdet.training.session import Session
+from setdet.training.setup import STATE
 from setdet.weights.files import load_model, read_info
 
 CLASS_NAMES = ("bright", "dark")

@@ -11,11 +11,11 @@ from torch import nn
 
 from setdet.errors import ConfigError, TrainingError
 from setdet.models.rtdetr import build_model
-from setdet.train.config import TrainConfig
-from setdet.train.devices import choose_device, choose_precision
-from setdet.train.ema import Ema, decay_for, warmup_for
-from setdet.train.logs import LossWatch, RunLog, mean_terms
-from setdet.train.optim import (
+from setdet.training.config import TrainConfig
+from setdet.training.devices import choose_device, choose_precision
+from setdet.training.ema import Ema, decay_for, warmup_for
+from setdet.training.logs import LossWatch, RunLog, mean_terms
+from setdet.training.optim import (
     build_optimizer,
     frozen_modules,
     parameter_groups,
@@ -23,10 +23,10 @@ from setdet.train.optim import (
     set_training_mode,
     summary,
 )
-from setdet.train.recipes import RECIPES, paper_v1, recipe
-from setdet.train.schedule import rate_factor, warmup_steps_for
-from setdet.train.setup import augment_in, configured_model, resolved
-from setdet.train.step import noise_generator
+from setdet.training.recipes import RECIPES, paper_v1, recipe
+from setdet.training.schedule import rate_factor, warmup_steps_for
+from setdet.training.setup import augment_in, configured_model, resolved
+from setdet.training.step import noise_generator
 
 
 def factors(schedule: str, *, total: int = 100, warmup: int = 10, final_rate: float = 0.0) -> list[float]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import setdet.train.run as run_module
+import setdet.training.run as run_module
 from setdet.data.schema import Record
 from setdet.models.variants import MODELS
-from setdet.train.session import Session
+from setdet.training.session import Session
 from test_train import TINY, make_dataset, tiny
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from setdet.data.schema import Dataset
     from setdet.evaluate import Evaluation
     from setdet.predict import Source
-    from setdet.train.config import TrainConfig
-    from setdet.train.run import TrainResult
+    from setdet.training.config import TrainConfig
+    from setdet.training.run import TrainResult
 
 _log = logging.getLogger("setdet")
 
@@ -180,12 +180,12 @@ def train(
     Raises:
         ConfigError: a value does not fit.
         OutputError: `out` is in use, or there is nothing to resume in it.
-        DataError, WeightsError, TrainingError: see `setdet.train.run.train`.
+        DataError, WeightsError, TrainingError: see `setdet.training.run.train`.
         MissingExtraError: PyTorch is not installed.
     """
     _need_torch("Training")
     from setdet.data.sources import read_dataset
-    from setdet.train.config import TrainConfig
+    from setdet.training.config import TrainConfig
 
     values = {
         "epochs": epochs,
@@ -205,14 +205,14 @@ def train(
     dataset = read_dataset(Path(data))
     _announce(dataset)
     # Imported last: it takes seconds, and what is wrong with the call was said by now.
-    from setdet.train.run import train as run_training
+    from setdet.training.run import train as run_training
 
     return run_training(dataset, config, out=Path("runs", config.model) if out is None else Path(out), resume=resume)
 
 
 def _fresh(recipe_name: str, *, model: str | None, init: str | None) -> "TrainConfig":
     """The recipe's configuration; weights to start from say which model they are."""
-    from setdet.train.recipes import recipe
+    from setdet.training.recipes import recipe
 
     if model is None:
         model = "rtdetr-r18" if init is None else read_info(resolve(init)).model.name
@@ -222,7 +222,7 @@ def _fresh(recipe_name: str, *, model: str | None, init: str | None) -> "TrainCo
 
 def _stored(out: str | os.PathLike[str] | None, *, model: str | None, init: str | None) -> "TrainConfig":
     """The configuration of the run in `out`."""
-    from setdet.train.config import TrainConfig
+    from setdet.training.config import TrainConfig
 
     if out is None:
         raise UsageError("resume=True needs out=…, the folder of the run to go on with.")

@@ -26,9 +26,9 @@ def box_iou_and_union(
     a_xyxy: Float[Tensor, "*a 4"], b_xyxy: Float[Tensor, "*b 4"]
 ) -> tuple[Float[Tensor, "*out"], Float[Tensor, "*out"]]:
     """IoU (0 to 1) and union area of boxes that broadcast against each other; empty pairs have an IoU of 0."""
-    overlap = (
-        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    ).clamp(min=0)
+    overlap = (torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])).clamp(
+        min=0
+    )
     intersection = overlap[..., 0] * overlap[..., 1]
     union = box_area(a_xyxy) + box_area(b_xyxy) - intersection
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union

@@ -1,4 +1,4 @@
-"""Pictures as arrays: decoding, orientation, bit depth, and the one way to bring them to the network's size. No torch."""
+"""Pictures as arrays: decoding, orientation, bit depth, and one way to the network's input size. No torch."""
 
 import struct
 from collections.abc import Iterator

@@ -11,7 +11,7 @@ from setdet.cli.folders import next_unused
 from setdet.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from setdet.train.config import TrainConfig
+    from setdet.training.config import TrainConfig
 
 _DEFAULT_MODEL = "rtdetr-r18"
 _MODEL = "What is trained"
@@ -117,8 +117,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 def _fresh(recipe_name: str, *, model: str | None, init: str | None, given: dict[str, Any]) -> "TrainConfig":
     from setdet.models.variants import model_config
-    from setdet.train.config import TrainConfig
-    from setdet.train.recipes import recipe
+    from setdet.training.config import TrainConfig
+    from setdet.training.recipes import recipe
     from setdet.weights.catalog import resolve
     from setdet.weights.files import read_info
 
@@ -132,7 +132,7 @@ def _fresh(recipe_name: str, *, model: str | None, init: str | None, given: dict
 
 
 def _stored(out: Path, given: dict[str, Any]) -> "TrainConfig":
-    from setdet.train.config import TrainConfig
+    from setdet.training.config import TrainConfig
 
     path = out / "config.yaml"
     if not path.is_file():
@@ -143,8 +143,8 @@ def _stored(out: Path, given: dict[str, Any]) -> "TrainConfig":
 def _run(data: str, config: "TrainConfig", *, folder: Path, resume: bool) -> None:
     from setdet.data.sources import read_dataset
     from setdet.report.run import write_run_report
-    from setdet.train.run import train as run_training
-    from setdet.train.setup import check_folder, choose_pictures
+    from setdet.training.run import train as run_training
+    from setdet.training.setup import check_folder, choose_pictures
 
     check_folder(folder, resume=resume)  # before the data is read, which takes its time
     dataset = read_dataset(data)

@@ -14,12 +14,12 @@ from setdet.evaluate import evaluate
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
 from setdet.runtime.torch import TorchRuntime
-from setdet.train.config import TrainConfig
-from setdet.train.logs import LossWatch, RunLog, mean_terms
-from setdet.train.optim import summary
-from setdet.train.schedule import rate_factor
-from setdet.train.setup import STATE, Parts, Pictures, augment_in, build_parts
-from setdet.train.state import Progress, fingerprint, load_state, save_state
+from setdet.training.config import TrainConfig
+from setdet.training.logs import LossWatch, RunLog, mean_terms
+from setdet.training.optim import summary
+from setdet.training.schedule import rate_factor
+from setdet.training.setup import STATE, Parts, Pictures, augment_in, build_parts
+from setdet.training.state import Progress, fingerprint, load_state, save_state
 from setdet.weights.files import CheckpointInfo, save_checkpoint
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from setdet.data.schema import Record
 from setdet.errors import ConfigError, TrainingError
-from setdet.train.config import TrainConfig
-from setdet.train.ema import Ema
+from setdet.training.config import TrainConfig
+from setdet.training.ema import Ema
 
 FORMAT = 1
 # What may change between the parts of one run without changing its numbers.

@@ -7,7 +7,7 @@ from rich.table import Table
 from torch import nn
 
 from setdet.errors import ConfigError, TrainingError
-from setdet.train.config import TrainConfig
+from setdet.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from setdet.data.schema import Dataset
 from setdet.errors import TrainingError
-from setdet.train.config import TrainConfig
-from setdet.train.devices import choose_device, choose_precision, launch, shut_down
-from setdet.train.interrupt import StopRequest, stop_on_signal
-from setdet.train.optim import set_rate
-from setdet.train.session import Session, TrainResult
-from setdet.train.setup import check_folder, choose_pictures, resolved
-from setdet.train.step import backward, noise_generator, optimizer_step
+from setdet.training.config import TrainConfig
+from setdet.training.devices import choose_device, choose_precision, launch, shut_down
+from setdet.training.interrupt import StopRequest, stop_on_signal
+from setdet.training.optim import set_rate
+from setdet.training.session import Session, TrainResult
+from setdet.training.setup import check_folder, choose_pictures, resolved
+from setdet.training.step import backward, noise_generator, optimizer_step
 
 __all__ = ["TrainResult", "train"]
 

@@ -3,7 +3,7 @@
 from setdet.config import suggest
 from setdet.data.transforms import AugmentConfig, published_scales
 from setdet.errors import ConfigError
-from setdet.train.config import TrainConfig
+from setdet.training.config import TrainConfig
 
 # Published learning rates of pretrained backbones (authors' configurations of the first version).
 _PRETRAINED_BACKBONE_RATE = {"rtdetr-r101": 1e-6}

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from setdet.errors import ConfigError
-from setdet.train.config import TrainConfig
+from setdet.training.config import TrainConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

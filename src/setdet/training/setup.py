@@ -14,10 +14,10 @@ from setdet.errors import ConfigError, OutputError, TrainingError
 from setdet.losses.criterion import Criterion
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import ModelConfig, model_config
-from setdet.train.config import TrainConfig
-from setdet.train.ema import Ema, decay_for, warmup_for
-from setdet.train.optim import ParameterGroup, build_optimizer, frozen_modules, parameter_groups, set_training_mode
-from setdet.train.schedule import warmup_steps_for
+from setdet.training.config import TrainConfig
+from setdet.training.ema import Ema, decay_for, warmup_for
+from setdet.training.optim import ParameterGroup, build_optimizer, frozen_modules, parameter_groups, set_training_mode
+from setdet.training.schedule import warmup_steps_for
 from setdet.weights.catalog import resolve
 from setdet.weights.files import initialize_from
 

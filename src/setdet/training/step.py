@@ -14,7 +14,7 @@ from setdet.data.loader import Batch
 from setdet.models.denoising import DenoisingQueries, make_denoising_queries
 from setdet.models.outputs import RTDETROutput
 from setdet.targets import Targets
-from setdet.train.config import TrainConfig
+from setdet.training.config import TrainConfig
 
 Criterion = Callable[[RTDETROutput, Targets, DenoisingQueries | None], dict[str, Tensor]]
 
