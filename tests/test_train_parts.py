@@ -5,10 +5,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from setdet.data.schema import Dataset, Record
+from setdet.data.sources import make_splits
 from setdet.errors import ConfigError, TrainingError
 from setdet.models.rtdetr import build_model
 from setdet.training.config import TrainConfig
@@ -25,7 +28,7 @@ from setdet.training.optim import (
 )
 from setdet.training.recipes import RECIPES, paper_v1, recipe
 from setdet.training.schedule import rate_factor, warmup_steps_for
-from setdet.training.setup import augment_in, configured_model, resolved
+from setdet.training.setup import augment_in, choose_pictures, configured_model, resolved
 from setdet.training.step import noise_generator
 
 
@@ -226,3 +229,23 @@ def test_recipes() -> None:
     assert set(RECIPES) == {"default", "paper-v1"}
     with pytest.raises(ConfigError, match="Did you mean 'default'"):
         recipe("defualt", model="rtdetr-n")
+
+
+@pytest.mark.parametrize("settings", [{"seed": 7}, {"select_on": 0.1}, {"evaluate_every": 0}])
+def test_pictures_that_are_measured_on_later_are_never_trained_on(settings: dict[str, float]) -> None:
+    records = tuple(
+        Record(
+            image=Path(f"{number:03}.png"),
+            height=10,
+            width=10,
+            boxes_xyxy_px=np.array([[1, 1, 5, 5]], dtype=np.float32),
+            labels=np.array([number % 3]),
+            crowd=np.zeros(1, dtype=np.bool_),
+        )
+        for number in range(100)
+    )
+    dataset = Dataset(root=Path("set"), format="voc", class_names=("a", "b", "c"), splits={"train": records})
+    measured_on = {record.image for record in make_splits(dataset).splits["val"]}
+    pictures = choose_pictures(dataset, TrainConfig(**settings))  # type: ignore[arg-type]
+    assert len(measured_on) == 20
+    assert not measured_on & {record.image for record in pictures.training}

@@ -161,7 +161,7 @@ def train(
 
     Args:
         data: a folder, a `data.yaml` or a COCO JSON.
-        model: its name; None: that of the weights in `init`, else "rtdetr-r18".
+        model: its name; None: that of the weights in `init`, else the recipe's usual one.
         out: the run folder, new or empty; None: runs/MODEL.
         recipe: "default" or "paper-v1".
         init: weights to start from: a file, a run folder or a catalog name.
@@ -214,9 +214,10 @@ def _fresh(recipe_name: str, *, model: str | None, init: str | None) -> "TrainCo
     """The recipe's configuration; weights to start from say which model they are."""
     from setdet.training.recipes import recipe
 
-    if model is None:
-        model = "rtdetr-r18" if init is None else read_info(resolve(init)).model.name
-    model_config(model)  # an unknown name is an error here, before anything is read
+    if model is None and init is not None:
+        model = read_info(resolve(init)).model.name
+    if model is not None:
+        model_config(model)  # an unknown name is an error here, before anything is read
     return recipe(recipe_name, model=model, init=init)
 
 

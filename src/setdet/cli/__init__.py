@@ -22,7 +22,7 @@ _TRAIN_EXTRA = frozenset(
         "jaxtyping",
         "jinja2",
         "lightning_fabric",
-        "matplotlib",
+        "markupsafe",
         "scipy",
         "tensorboard",
         "torch",

@@ -13,7 +13,6 @@ from setdet.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from setdet.training.config import TrainConfig
 
-_DEFAULT_MODEL = "rtdetr-r18"
 _MODEL = "What is trained"
 _LENGTH = "How long, on what"
 _RUN = "The run"
@@ -24,7 +23,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"Which model; `setdet models` lists them.  [default: {_DEFAULT_MODEL}]", rich_help_panel=_MODEL
+            help="Which model; `setdet models` lists them.  [default: the recipe's, rtdetr-r18]", rich_help_panel=_MODEL
         ),
     ] = None,
     init: Annotated[
@@ -65,7 +64,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Any other field of the run's config.yaml, such as loss.box=5; repeatable.",
+            help="Any other field of the run's config.yaml, such as loss.l1_weight=4; repeatable.",
             metavar="SECTION.FIELD=VALUE",
             rich_help_panel=_RUN,
         ),
@@ -73,7 +72,7 @@ def train(
 ) -> None:
     """Train a detector on your own pictures.
 
-    Ctrl-C saves and leaves; the same command with --resume goes on.
+    Ctrl-C saves and leaves; --resume with the run's --out goes on.
     """
     flags: dict[str, Any] = {
         "epochs": epochs,
@@ -125,8 +124,8 @@ def _fresh(recipe_name: str, *, model: str | None, init: str | None, given: dict
     if init is not None:  # looked up before anything slow; the weights say which model they are
         info = read_info(resolve(init))
         model = model or info.model.name
-    model = model or _DEFAULT_MODEL
-    model_config(model)
+    if model is not None:
+        model_config(model)
     base = recipe(recipe_name, model=model, init=init)
     return TrainConfig.from_dict(base.to_dict() | given, source="command line")
 

@@ -217,7 +217,7 @@ class Session:
         self.save_state()
         self.log.say(
             f"Stopped after step {self.progress.step} of {self.parts.total_steps}; the state is in {self.out / STATE}. "
-            "To go on, run the same command with --resume."
+            f"To go on: setdet train DATA --out {self.out} --resume"
         )
         return self.result(interrupted=True)
 

@@ -44,15 +44,16 @@ class Pictures:
 def choose_pictures(dataset: Dataset, config: TrainConfig) -> Pictures:
     """Splits the data set as the configuration asks.
 
-    A missing val split is made from the training split, but only where it is needed: to be measured on.
+    A missing val split is made from the training split, whether or not this run measures on it, and always the same
+    one (not by the run's seed): what `setdet val` measures on later must not have been trained on.
 
     Raises:
         TrainingError: there are no training pictures, or none of them has a box.
     """
     notes: tuple[str, ...] = ()
-    if config.evaluate_every and config.select_on is None and "val" not in dataset.splits:
+    if "train" in dataset.splits and "val" not in dataset.splits:
         known = set(dataset.notes)
-        dataset = make_splits(dataset, seed=config.seed)
+        dataset = make_splits(dataset)
         notes = tuple(note for note in dataset.notes if note not in known)
     training = tuple(dataset.splits.get("train", ()))
     if not training:
