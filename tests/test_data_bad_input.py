@@ -68,6 +68,41 @@ def test_voc(tmp_path: Path, make: Callable[[Path], None], message: str) -> None
         read_dataset(tmp_path)
 
 
+def encoded(encoding: str, *, declared: str, before: str = "") -> bytes:
+    box = "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax>"
+    text = f"<annotation><object><name>裂纹</name><bndbox>{box}</bndbox></object></annotation>"
+    return f"<?xml version='1.0' encoding='{declared}'?>{before}{text}".encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("gbk", "GBK"), ("gbk", "gb2312"), ("gb18030", "GB18030"), ("utf-8", "utf8"), ("utf-8", "UTF-8")]
+    + [("utf-8-sig", "gbk"), ("utf-16", "utf-16")],
+)
+def test_voc_in_other_encodings(tmp_path: Path, encoding: str, declared: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_bytes(encoded(encoding, declared=declared))
+    assert read_dataset(tmp_path).class_names == ("裂纹",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded("gbk", declared="klingon"), r"a\.xml: declares the unknown encoding 'klingon'\. Save it as UTF-8"),
+        (encoded("utf-8", declared="hex"), r"a\.xml: declares the unknown encoding 'hex'"),
+        (encoded("gbk", declared="shift_jisx0213")[:-1] + b"\xff", r"a\.xml: is not text in 'shift_jisx0213'.*UTF-8"),
+        (encoded("utf-16", declared="gbk"), r"a\.xml: its encoding cannot be told.*Save it as UTF-8"),
+        (encoded("gbk", declared="gbk", before="<!DOCTYPE a [<!ENTITY b 'c'>]>"), "declares a document type"),
+        (encoded("utf-7", declared="utf-7", before="<!DOCTYPE a []>"), "declares a document type"),
+    ],
+)
+def test_voc_in_no_known_encoding(tmp_path: Path, data: bytes, message: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
 def test_voc_list_that_names_a_missing_file(tmp_path: Path) -> None:
     picture(tmp_path / "JPEGImages/a.png")
     xml(tmp_path / "Annotations/a.xml", ("pit", 1, 1, 5, 5))

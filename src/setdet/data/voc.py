@@ -11,6 +11,7 @@ object's name, whatever the file is called. Classes are sorted by name unless a 
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from setdet.data.writing import PictureFolder, refuse_crowd, write_atomically
 from setdet.errors import DataError, UnknownFormatError
 
 _CLASS_FILE = "classes.txt"
+_DECLARED_ENCODING = re.compile(rb"""<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]*)["']""")
+_ENCODINGS_OF_EXPAT = frozenset({"utf-8", "utf-16", "iso-8859-1", "us-ascii"})
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,15 @@ def _parse(file: Path) -> Element:
 
     Entities are declared there, and a few nested ones grow to gigabytes. No annotation needs them.
     """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}). Put it there, or correct the list of files."
+        ) from None
+    data, encoding = _in_known_encoding(data, file)
     builder = TreeBuilder()
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate(encoding)
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
@@ -180,17 +190,35 @@ def _parse(file: Path) -> Element:
     parser.StartDoctypeDeclHandler = refuse
     parser.EntityDeclHandler = refuse
     try:
-        parser.Parse(file.read_bytes(), True)
-    except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read ({error.strerror}). Put it there, or correct the list of files."
-        ) from None
+        parser.Parse(data, True)
     except expat.ExpatError as error:
         raise DataError(f"{file}: is not XML ({error}). Export it again, or remove it.") from None
+    except (LookupError, ValueError) as error:  # a declared encoding that does not fit the file's first bytes
+        raise DataError(f"{file}: its encoding cannot be told ({error}). Save it as UTF-8.") from None
     root = builder.close()
     if root.tag != "annotation":
         raise DataError(f"{file}: expected a VOC file with <annotation> at its top, found <{root.tag}>.")
     return root
+
+
+def _in_known_encoding(data: bytes, file: Path) -> tuple[bytes, str | None]:
+    """The bytes of an XML file for expat, and their encoding; None where expat finds it out by itself.
+
+    Expat knows four encodings and, through Python, those of one byte a character; Chinese tools declare others.
+    """
+    if data.startswith(b"\xef\xbb\xbf"):
+        return data, "utf-8"
+    declared = _DECLARED_ENCODING.match(data)
+    name = declared[1].decode("ascii").lower() if declared else "utf-8"
+    if name in _ENCODINGS_OF_EXPAT:
+        return data, None
+    try:
+        # What Windows calls gb2312 is its superset, and editors there write the additional characters, too.
+        return data.decode("gb18030" if name == "gb2312" else name).encode("utf-8"), "utf-8"
+    except LookupError:
+        raise DataError(f"{file}: declares the unknown encoding '{name}'. Save it as UTF-8.") from None
+    except ValueError as error:
+        raise DataError(f"{file}: is not text in '{name}', as it declares ({error}). Save it as UTF-8.") from None
 
 
 def _record(
