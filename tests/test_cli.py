@@ -132,8 +132,11 @@ def test_data_check_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert ["bright", "3", "1"] in lines and ["dark", "2", "1"] in lines
     assert ["boxes", "5", "2"] in lines
     (data / "val" / "images" / "1.png").write_bytes(b"broken")
+    annotation = data / "train" / "annotations" / "0.xml"
+    annotation.write_text(annotation.read_text().replace("<width>64", "<width>640"))
     assert main(["data", "check", str(data)]) == 1
-    assert "1.png" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1.png" in told and "declare 640×64 pixels" in told and "2 of 7 pictures" in " ".join(told.split())
 
 
 def test_surfaces_are_made_checked_and_repeatable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

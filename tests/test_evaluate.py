@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,6 +114,13 @@ def test_without_a_box_all_figures_are_null() -> None:
     assert at == {"confidence": 0.5, "precision": None, "recall": None, "f1": None}
     assert {key for key, value in values.items() if value is None} == set(KEYS) - {"per_class", "images", "boxes"}
     assert all(value is None for key, value in values["per_class"][0].items() if key not in ("name", "boxes"))
+
+
+def test_pictures_of_another_size_than_declared_are_refused() -> None:
+    with pytest.raises(DataError, match=r"a: the annotations declare 100×200 pixels .* has 200×200"):
+        run(FakePredictor({}), [replace(RECORDS[0], width=100)])
+    undeclared = replace(RECORDS[0], height=None, width=None)
+    assert run(FakePredictor(HALF), [undeclared]).images == 1
 
 
 def test_the_values_are_strict_json() -> None:

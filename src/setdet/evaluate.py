@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from setdet.data.schema import Record
+from setdet.data.schema import Record, check_size
 from setdet.detections import Detections
 from setdet.errors import DataError, UsageError
 from setdet.metrics.coco import CocoMetrics, coco_metrics
@@ -92,7 +92,8 @@ def evaluate(
         on_result: called with every record (its labels the predictor's) and what was found on it.
 
     Raises:
-        DataError: there is nothing to measure on, or the data has classes that the predictor doesn't know.
+        DataError: there is nothing to measure on, the data has classes that the predictor doesn't know, or a picture
+            has another size than its annotations declare.
         UsageError: the confidence is no score, or a label is beyond the predictor's classes.
         ImageError: a picture cannot be read.
     """
@@ -109,6 +110,7 @@ def evaluate(
     )
     detections = []
     for record, found in zip(records, shown, strict=True):
+        check_size(record, *found.image_size)
         detections.append(found)
         if on_result is not None:
             on_result(record, found)

@@ -40,12 +40,13 @@ def check(
 ) -> None:
     """Read a data set, open every picture, and say what is in it.
 
-    A picture that cannot be read is named; the exit code is 1 then.
+    A picture that cannot be read, or has another size than its annotations declare, is named; the exit code is 1 then.
     """
     from rich.progress import track
 
+    from setdet.data.schema import check_size
     from setdet.data.sources import read_dataset
-    from setdet.errors import ImageError
+    from setdet.errors import DataError, ImageError
     from setdet.images import read_image
 
     dataset = read_dataset(data)
@@ -70,11 +71,14 @@ def check(
     records = [record for split in dataset.splits.values() for record in split]
     for record in track(records, description="opening pictures", console=err, transient=True):
         try:
-            read_image(record.image)
-        except ImageError as error:
+            check_size(record, *read_image(record.image).shape[:2])
+        except (DataError, ImageError) as error:
             broken += 1
             show_error(str(error))
     if broken:
-        show_error(f"{broken} of {len(records)} pictures cannot be read; they are named above.")
+        show_error(
+            f"{broken} of {len(records)} pictures cannot be read or have another size than declared; "
+            "they are named above."
+        )
         raise typer.Exit(code=1)
     show(f"All {len(records)} pictures can be read.")

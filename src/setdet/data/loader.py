@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from setdet.data.schema import Record, Sample
+from setdet.data.schema import Record, Sample, check_size
 from setdet.data.transforms import AugmentConfig, augment, batch_preprocessing
 from setdet.errors import DataError, SetdetError
 from setdet.images import Preprocessing, read_image
@@ -93,13 +93,7 @@ def load_sample(record: Record, *, cache: PictureCache = _NO_PICTURES) -> Sample
         DataError: its size is not the one that the annotations declare, so boxes would not lie where they belong.
     """
     image = cache.read(record.image)
-    height, width = image.shape[:2]
-    declared = (record.height or height, record.width or width)
-    if declared != (height, width):
-        raise DataError(
-            f"{record.image}: the annotations declare {declared[1]}×{declared[0]} pixels (width×height), but the "
-            f"picture has {width}×{height}. Correct the annotation, or put the annotated picture back."
-        )
+    check_size(record, *image.shape[:2])
     return Sample(
         image=image,
         boxes_xyxy_px=record.boxes_xyxy_px,

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from setdet.errors import DataError
+
 
 @dataclass(frozen=True)
 class Record:
@@ -25,6 +27,20 @@ class Record:
     boxes_xyxy_px: NDArray[np.float32]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
+
+
+def check_size(record: Record, height: int, width: int) -> None:
+    """Compares the declared size with that of the decoded picture.
+
+    Raises:
+        DataError: they differ, so boxes would not lie where they belong.
+    """
+    declared = (record.height or height, record.width or width)
+    if declared != (height, width):
+        raise DataError(
+            f"{record.image}: the annotations declare {declared[1]}×{declared[0]} pixels (width×height), but the "
+            f"picture has {width}×{height}. Correct the annotation, or put the annotated picture back."
+        )
 
 
 @dataclass(frozen=True)
