@@ -82,6 +82,22 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_whole_up_to_its_own_end(tmp_path: Path, progressive: bool) -> None:
+    thumbnail = b"\xff\xd8 \xff\xda\0\0 \xff\xd9"  # the markers of a picture inside a segment
+    picture = Image.fromarray(random_image(99, 140))
+    picture.save(tmp_path / "a.jpg", progressive=progressive, restart_marker_rows=1, comment=thumbnail)
+    data = (tmp_path / "a.jpg").read_bytes()
+    image = read_image(tmp_path / "a.jpg")
+    for behind in (b"\0" * 9, b"film \xff\xda and \xff", data[: len(data) // 2]):
+        (tmp_path / "b.jpg").write_bytes(data + behind)
+        np.testing.assert_array_equal(read_image(tmp_path / "b.jpg"), image)
+    for length in (3, 30, len(data) // 2, len(data) - 40, len(data) - 2, len(data) - 1):
+        (tmp_path / "b.jpg").write_bytes(data[:length])
+        with pytest.raises(ImageError, match="cut short"):
+            read_image(tmp_path / "b.jpg")
+
+
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 4), np.float32), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)]
 )

@@ -1,5 +1,6 @@
 """Pictures as arrays: decoding, orientation, bit depth, and one way to the network's input size. No torch."""
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _EXIF_ORIENTATION = 0x0112
 _JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers hold the size; C4, C8 and CC in that range mean something else.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# FF00 is a byte of pixels, 01 and D0 to D7 stand alone among them, FF pads. Any other begins a segment or ends all.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_JPEG_END = 0xD9
 
 
 class Preprocessing(Config):
@@ -136,7 +140,7 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         ImageError: the file is missing, cut short, or no picture.
     """
     data = _read_bytes(path)
-    if data.startswith(_JPEG_START) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         # OpenCV would fill the missing part with grey and say nothing.
         raise ImageError(f"{path}: the JPEG file is cut short. Copy it again from its source, or remove it.")
     try:
@@ -272,6 +276,22 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         (length,) = struct.unpack_from(">H", data, position + 2)
         yield marker, data[position + 4 : position + 2 + length]
         position += 2 + length
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether the picture's end marker is there; what comes behind it (a phone's film, a second picture) may be cut.
+
+    Segments are skipped by their length, because a thumbnail in them has an end marker of its own. The pixels of a
+    scan have no length: the next marker ends them, another scan's or the end.
+    """
+    position = 2
+    while found := _JPEG_MARKER.search(data, position):
+        position = found.end()
+        if data[position - 1] == _JPEG_END:
+            return True
+        if position + 2 <= len(data):
+            position += int.from_bytes(data[position : position + 2], "big")
+    return False
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
