@@ -147,6 +147,10 @@ def annotation(**changes: object) -> dict[str, object]:
         (annotation(bbox=[1, 1, -3, 4]), "inverted"),
         (annotation(bbox=[1, 25, 3, 4]), "outside of the picture"),
         (annotation(bbox=[1, 1, float("nan"), 4]), "no finite number"),
+        (annotation(bbox=[1, 1, 1e300, 4]), r"annotation 5 of a\.png \(scratch\) has a coordinate that is no finite"),
+        (annotation(bbox=[10**400, 1, 5.5, 4]), r"annotation 5 of a\.png has a number in 'bbox' that is too large"),
+        ('{"images": [' + "9" * 5000 + "]}", "is not JSON"),
+        (coco_content(images=[{"id": 7, "file_name": "a.png", "height": 10**400, "width": 9}]), "declares a size of"),
     ],
 )
 def test_coco(tmp_path: Path, content: object, message: str) -> None:

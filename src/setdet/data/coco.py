@@ -110,7 +110,7 @@ def _split_of(file: Path) -> str | None:
 def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, or a number of thousands of digits
         raise DataError(f"{file}: is not JSON ({error}). Export it again.") from None
     if not isinstance(content, dict) or not all(_is_list_of_objects(content.get(key)) for key in _KEYS):
         raise DataError(f"{file}: is no COCO file: expected lists of objects under {', '.join(_KEYS)}.")
@@ -201,7 +201,10 @@ class _Reader:
         box = annotation.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
             raise DataError(f"{self._file}: {where} needs 'bbox': [left, top, width, height], found {box!r}.")
-        left, top, width, height = box
+        try:
+            left, top, width, height = (float(value) for value in box)
+        except OverflowError:
+            raise DataError(f"{self._file}: {where} has a number in 'bbox' that is too large. Correct it.") from None
         label = self._label_by_id[category_id]
         return RawBox(
             label=label,

@@ -1,6 +1,5 @@
 """What the readers of all formats share: picture files, names of splits, and boxes that are checked as they come."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ _SPLIT_NAMES = {
 }
 # Text formats round their numbers; a box that reaches this little over the edge is not worth a word.
 _ROUNDING_PX = 0.01
+_LARGEST_SIDE_PX = 2**31 - 1  # what PNG can state
+_LARGEST_COORDINATE = float(np.finfo(np.float32).max)
 
 
 def normalize_split(name: str) -> str | None:
@@ -119,7 +120,7 @@ class RecordBuilder:
             DataError: a box lies outside, is inverted or has no area, or the size makes no sense.
         """
         height, width = image_size(image) if size is None else size
-        if height < 1 or width < 1:
+        if not (1 <= height <= _LARGEST_SIDE_PX and 1 <= width <= _LARGEST_SIDE_PX):
             raise DataError(
                 f"{source}: declares a size of {width}×{height} pixels for {image.name}. Write its real size."
             )
@@ -147,7 +148,7 @@ class RecordBuilder:
         return tuple(lines)
 
     def _clip(self, box: RawBox, height: int, width: int, source: Path) -> tuple[float, float, float, float]:
-        if not all(math.isfinite(value) for value in box.xyxy_px):
+        if not all(abs(value) <= _LARGEST_COORDINATE for value in box.xyxy_px):  # false for NaN, too
             raise DataError(f"{source}: {box.where} has a coordinate that is no finite number. Correct or remove it.")
         # The precision of a Record: what rounds onto the edge is not outside.
         left, top, right, bottom = (float(np.float32(value)) for value in box.xyxy_px)
