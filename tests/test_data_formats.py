@@ -150,6 +150,24 @@ def test_voc_with_lists_of_splits(tmp_path: Path) -> None:
     }
 
 
+def test_voc_trainval_without_train_leaves_validation_pictures_out(tmp_path: Path) -> None:
+    for stem in ("a", "b", "c"):
+        picture(tmp_path / f"JPEGImages/{stem}.jpg")
+        xml(tmp_path / f"Annotations/{stem}.xml", ("pit", 1, 1, 5, 5))
+    lists = tmp_path / "ImageSets/Main"
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("a\nb\nc\n")
+
+    def stems() -> dict[str, list[str]]:
+        return {split: [one.image.stem for one in part] for split, part in read_dataset(tmp_path).splits.items()}
+
+    assert stems() == {"train": ["a", "b", "c"]}
+    (lists / "val.txt").write_text("b\n")
+    assert stems() == {"train": ["a", "c"], "val": ["b"]}
+    (lists / "val.txt").write_text("a\nb\nc\n")
+    assert stems() == {"val": ["a", "b", "c"]}
+
+
 def test_voc_beside_the_pictures(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
@@ -186,6 +204,16 @@ def test_coco_as_a_file_and_by_folders_of_splits(tmp_path: Path) -> None:
     assert list(read_dataset(tmp_path / "valid/_annotations.coco.json").splits) == ["val"]
     (tmp_path / "valid/things.json").write_text(json.dumps(coco_content()))
     assert list(read_dataset(tmp_path / "valid/things.json").splits) == ["train"]
+
+
+def test_coco_files_of_no_split_are_named(tmp_path: Path) -> None:
+    for folder in ("train", "extra"):
+        picture(tmp_path / folder / "a.png")
+        (tmp_path / folder / "_annotations.coco.json").write_text(json.dumps(coco_content()))
+    dataset = read_dataset(tmp_path)
+    assert list(dataset.splits) == ["train"]
+    note = "Left out, because their names stand for no split: extra/_annotations.coco.json."
+    assert [line for line in dataset.notes if "eft out" in line] == [note]
 
 
 @pytest.mark.parametrize("names", [["pit", "scratch"], {0: "pit", 1: "scratch"}])

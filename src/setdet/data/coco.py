@@ -23,7 +23,7 @@ _KEYS = ("images", "annotations", "categories")
 
 def recognizes(path: Path) -> bool:
     """Whether `path` is a JSON file or a folder in one of this format's layouts."""
-    return path.suffix.lower() == ".json" if path.is_file() else bool(_files(path))
+    return path.suffix.lower() == ".json" if path.is_file() else any(_files(path).values())
 
 
 def read(path: Path) -> Dataset:
@@ -32,7 +32,8 @@ def read(path: Path) -> Dataset:
     Raises:
         DataError: a file is broken, a picture is missing, an id leads nowhere.
     """
-    files = _files(path)
+    found = _files(path)
+    files = {file: split for file, split in found.items() if split is not None}
     if not files:
         raise UnknownFormatError(
             f"{path}: holds no COCO data set (annotations/instances_<split>.json or <split>/{_ROBOFLOW})."
@@ -54,7 +55,10 @@ def read(path: Path) -> Dataset:
     for file, split in files.items():
         records = _Reader(file, split, label_by_id, class_names).records(contents[file], builder)
         splits[split] = tuple(sorted((*splits.get(split, ()), *records), key=lambda record: record.image))
-    return Dataset(root=path, format="coco", class_names=class_names, splits=splits, notes=builder.notes())
+    notes = builder.notes()
+    if left_out := [file.relative_to(path).as_posix() for file in found if file not in files]:
+        notes += (f"Left out, because their names stand for no split: {', '.join(left_out)}.",)
+    return Dataset(root=path, format="coco", class_names=class_names, splits=splits, notes=notes)
 
 
 def write(directory: Path, *, split: str, samples: Iterable[Sample], class_names: Sequence[str]) -> None:
@@ -90,15 +94,15 @@ def write(directory: Path, *, split: str, samples: Iterable[Sample], class_names
     write_atomically(directory / "annotations" / f"instances_{split}.json", json.dumps(content))
 
 
-def _files(path: Path) -> dict[Path, str]:
-    """The annotation files and the split that each one is."""
+def _files(path: Path) -> dict[Path, str | None]:
+    """The annotation files and the split that each one is; None where its name says none."""
     if path.is_file():
         return {path: _split_of(path) or "train"}
     found = {file: _split_of(file) for file in sorted(path.glob("annotations/instances_*.json"))}
     found |= {file: normalize_split(file.parent.name) for file in sorted(path.glob(f"*/{_ROBOFLOW}"))}
     if len(found) == 1:  # one file for everything, such as CVAT's instances_default.json
         return {file: split or "train" for file, split in found.items()}
-    return {file: split for file, split in found.items() if split is not None}
+    return found
 
 
 def _split_of(file: Path) -> str | None:

@@ -119,17 +119,19 @@ def _xml_files(folder: Path) -> tuple[Path, ...]:
 def _image_sets(root: Path) -> list[_Part] | None:
     """The classic layout's lists; None where there are none."""
     lists, annotations = root / "ImageSets" / "Main", subfolder(root, "annotations")
-    names = [name for name in SPLITS if (lists / f"{name}.txt").is_file()]
-    if "train" not in names and (lists / "trainval.txt").is_file():
-        names.append("trainval")
-    if not names or annotations is None:
+    stems = {name: _stems(lists / f"{name}.txt") for name in SPLITS if (lists / f"{name}.txt").is_file()}
+    if "train" not in stems and (lists / "trainval.txt").is_file():
+        val = set(stems.get("val", ()))
+        if train := [stem for stem in _stems(lists / "trainval.txt") if stem not in val]:
+            stems["train"] = train
+    if not stems or annotations is None:
         return None
-    parts = []
-    for name in names:
-        stems = [line.split()[0] for line in read_text(lists / f"{name}.txt").splitlines() if line.strip()]
-        files = tuple(annotations / f"{stem}.xml" for stem in stems)
-        parts.append(_Part("train" if name == "trainval" else name, files, subfolder(root, "JPEGImages") or root))
-    return parts
+    pictures = subfolder(root, "JPEGImages") or root
+    return [_Part(name, tuple(annotations / f"{stem}.xml" for stem in part), pictures) for name, part in stems.items()]
+
+
+def _stems(file: Path) -> list[str]:
+    return [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
 
 
 class _PictureIndex:
