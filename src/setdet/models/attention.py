@@ -46,7 +46,8 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "batch queries width"]:
         """Samples `memory`, the tokens of all levels one after the other, whose (height, width) are `shapes`."""
         batch, queries, _ = query.shape
-        value = self.value_proj(memory).unflatten(2, (self.heads, -1))  # (B, T, heads, C / heads)
+        # The projection as a 1×1 convolution: sampling wants each channel's tokens next to each other.
+        value = F.conv1d(memory.transpose(1, 2), self.value_proj.weight[..., None], self.value_proj.bias)
         offsets = self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).view(batch, queries, self.heads, -1)
         weights = weights.softmax(dim=-1).view(batch, queries, self.heads, self.levels, self.points)
@@ -57,7 +58,7 @@ class DeformableAttention(nn.Module):
 
 
 def sample_levels(
-    value: Float[Tensor, "batch tokens heads channels"],
+    value: Float[Tensor, "batch width tokens"],
     shapes: list[tuple[int, int]],
     locations: Float[Tensor, "batch queries heads levels points 2"],
     weights: Float[Tensor, "batch queries heads levels points"],
@@ -68,14 +69,14 @@ def sample_levels(
     """
     batch, queries, heads = locations.shape[:3]
     dtype = torch.promote_types(value.dtype, torch.float32)
-    grids = (2 * locations - 1).to(dtype).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B·heads, Q, P, 2)
-    weights = weights.to(dtype).permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # (L, B·heads, 1, Q, P)
+    # Queries last: what is summed over points then runs over long stretches of memory.
+    grids = (2 * locations - 1).to(dtype).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (L, B·heads, P, Q, 2)
+    weights = weights.to(dtype).permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]  # (L, B·heads, 1, P, Q)
     total: Tensor | None = None
-    for level, tokens in enumerate(value.to(dtype).split([height * width for height, width in shapes], dim=1)):
-        height, width = shapes[level]
-        plane = tokens.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
-        sampled = F.grid_sample(plane, grids[level], align_corners=False)  # (B·heads, C / heads, Q, P)
-        level_sum = (sampled * weights[level]).sum(dim=-1)  # (B·heads, C / heads, Q)
+    for level, tokens in enumerate(value.to(dtype).split([height * width for height, width in shapes], dim=2)):
+        plane = tokens.reshape(batch * heads, -1, *shapes[level])
+        sampled = F.grid_sample(plane, grids[level], align_corners=False)  # (B·heads, C / heads, P, Q)
+        level_sum = (sampled * weights[level]).sum(dim=2)  # (B·heads, C / heads, Q)
         total = level_sum if total is None else total + level_sum
     assert total is not None  # there is at least one level
     return total.view(batch, -1, queries).transpose(1, 2)
