@@ -46,8 +46,9 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "batch queries width"]:
         """Samples `memory`, the tokens of all levels one after the other, whose (height, width) are `shapes`."""
         batch, queries, _ = query.shape
-        # The projection as a 1×1 convolution: sampling wants each channel's tokens next to each other.
-        value = F.conv1d(memory.transpose(1, 2), self.value_proj.weight[..., None], self.value_proj.bias)
+        # Weight · memory, not memory · weight: sampling wants each channel's tokens next to each other.
+        value = torch.addmm(self.value_proj.bias[:, None], self.value_proj.weight, memory.flatten(0, 1).t())
+        value = value.unflatten(1, (batch, -1)).transpose(0, 1)  # (B, C, tokens)
         offsets = self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).view(batch, queries, self.heads, -1)
         weights = weights.softmax(dim=-1).view(batch, queries, self.heads, self.levels, self.points)
@@ -73,7 +74,8 @@ def sample_levels(
     grids = (2 * locations - 1).to(dtype).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (L, B·heads, P, Q, 2)
     weights = weights.to(dtype).permute(3, 0, 2, 4, 1).flatten(1, 2)[:, :, None]  # (L, B·heads, 1, P, Q)
     total: Tensor | None = None
-    for level, tokens in enumerate(value.to(dtype).split([height * width for height, width in shapes], dim=2)):
+    value = value.to(dtype, memory_format=torch.contiguous_format)
+    for level, tokens in enumerate(value.split([height * width for height, width in shapes], dim=2)):
         plane = tokens.reshape(batch * heads, -1, *shapes[level])
         sampled = F.grid_sample(plane, grids[level], align_corners=False)  # (B·heads, C / heads, P, Q)
         level_sum = (sampled * weights[level]).sum(dim=2)  # (B·heads, C / heads, Q)

@@ -45,7 +45,7 @@ class RTDETR(nn.Module):
         features = self.encoder(self.backbone(images))
         levels = [project(feature) for project, feature in zip(self.memory_proj, features, strict=True)]
         shapes = [(level.shape[2], level.shape[3]) for level in levels]
-        memory = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)  # (B, tokens, C)
+        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, tokens, C)
 
         selected = self.query_selection(memory, shapes)
         decoded = self.decoder(selected, memory=memory, shapes=shapes, denoising=denoising)
