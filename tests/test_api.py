@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import setdet
+from setdet.api import _fresh
 from setdet.errors import ConfigError, DataError, ImageError, MissingExtraError, OutputError, UsageError, WeightsError
 from setdet.models.variants import MODELS
 from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
@@ -59,8 +60,13 @@ def test_import_is_lazy() -> None:
 
 
 def test_resuming_needs_a_folder() -> None:
-    with pytest.raises(UsageError, match="resume=True needs out"):
+    with pytest.raises(UsageError, match="Resuming needs out"):
         setdet.train("data", resume=True)
+
+
+def test_resuming_takes_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="either resume or recipe"):
+        setdet.train("data", out=tmp_path, resume=True, recipe="paper-v1")
 
 
 def test_public_functions_name_their_arguments() -> None:
@@ -193,6 +199,10 @@ def test_wrong_training(tmp_path: Path, arguments: dict[str, object], message: s
         setdet.train(tmp_path, **arguments)  # type: ignore[arg-type]
 
 
-def test_weights_to_start_from_say_which_model(tmp_path: Path, weights: Path) -> None:
+def test_weights_to_start_from_say_which_model(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no model 'small'"):
         setdet.train(tmp_path, init=weights)
+    monkeypatch.setitem(MODELS, "small", SMALL)
+    config = _fresh("default", model=None, init=str(weights), image_size=(64, 64))
+    assert (config.model, config.init, config.image_size) == ("small", str(weights), (64, 64))
+    assert _fresh("paper-v1", model=None, init=None, image_size=None).model == "rtdetr-r50"

@@ -148,7 +148,7 @@ def test_empty_data_set(refused: Refused, tmp_path: Path, weights: Path) -> None
 
 
 def test_fewer_pictures_than_a_batch(refused: Refused, data: Path) -> None:
-    refused(*_train(data), "--batch-size", "9", code=2, says=("8 pictures", "batch of 9", "--batch-size 8"))
+    refused(*_train(data), "--batch-size", "9", code=1, says=("8 pictures", "batch of 9", "(--batch-size) 8"))
 
 
 def test_unknown_config_key(refused: Refused, data: Path) -> None:

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 
-import setdet.cli.train as train_verb
 from setdet.cli import app, demo, main
 from setdet.cli.folders import next_unused, unused
 from setdet.cli.predict import output_names
@@ -217,13 +216,6 @@ def test_train_then_val_then_resume(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["train", str(data), "--out", str(run), "--resume"]) == 0
     assert main(["train", str(data), "--out", str(run), "--resume", "--seed", "8"]) == 2
     assert "seed" in capsys.readouterr().err
-
-
-def test_weights_to_start_from_say_which_model(tmp_path: Path, weights: Path) -> None:
-    given = {"epochs": 1, "image_size": (64, 64)}
-    config = train_verb._fresh("default", model=None, init=str(weights), given=given)
-    assert (config.model, config.init, config.image_size) == ("small", str(weights), (64, 64))
-    assert train_verb._fresh("paper-v1", model=None, init=None, given={}).model == "rtdetr-r50"
 
 
 def test_demo_writes_sheet_and_report_twice(

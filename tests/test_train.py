@@ -22,7 +22,7 @@ from setdet.data.schema import Dataset, Record
 from setdet.errors import ConfigError, OutputError, TrainingError, WeightsError
 from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetStage, HGNetV2Config
 from setdet.training.config import TrainConfig
-from setdet.training.run import TrainResult, train
+from setdet.training.run import train
 from setdet.training.session import Session
 from setdet.training.setup import STATE
 from setdet.weights.files import load_model, read_info
@@ -142,12 +142,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Sends this process a Ctrl-C once `steps` optimiser steps are taken."""
     original, taken = run_module.optimizer_step, [0]
 
-    def counted(**arguments: object) -> None:
-        original(**arguments)  # type: ignore[arg-type]
+    def counted(**arguments: object) -> torch.Tensor:
+        norm = original(**arguments)  # type: ignore[arg-type]
         taken[0] += 1
         if taken[0] == steps:
             for process in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
                 os.kill(process, signal.SIGINT)  # as a terminal does, to all of them
+        return norm
 
     monkeypatch.setattr(run_module, "optimizer_step", counted)
 
@@ -219,11 +220,12 @@ def test_killed_run_resumes_from_its_last_state_and_repeats_the_rest(
 
     original, taken = run_module.optimizer_step, [0]
 
-    def dying(**arguments: object) -> None:
-        original(**arguments)  # type: ignore[arg-type]
+    def dying(**arguments: object) -> torch.Tensor:
+        norm = original(**arguments)  # type: ignore[arg-type]
         taken[0] += 1
         if taken[0] == 5:
             raise MemoryError("killed")
+        return norm
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "optimizer_step", dying)
@@ -288,9 +290,9 @@ def test_val_pictures_without_boxes_have_no_ap(
 
 
 def test_fewer_pictures_than_a_batch(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="6 pictures are fewer than a batch"):
-        result = train(dataset, tiny(batch_size=16, epochs=1), out=tmp_path / "run")
-    assert result.steps == 1
+    with pytest.raises(TrainingError, match=r"6 pictures to train on, one batch of 16.*--batch-size\) 6 or less"):
+        train(dataset, tiny(batch_size=16), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_pictures_and_no_boxes_are_named(tmp_path: Path) -> None:
@@ -324,6 +326,15 @@ def test_resuming_with_another_configuration_or_data_is_refused(dataset: Dataset
     other = Dataset(root=dataset.root, format="voc", class_names=("a", "b"), splits=dataset.splits)
     with pytest.raises(TrainingError, match="other training pictures"):
         train(other, tiny(epochs=1), out=out, resume=True)
+    first, *rest = dataset.splits["train"]
+    moved = replace(first, boxes_xyxy_px=first.boxes_xyxy_px + 1)
+    shifted = replace(dataset, splits={**dataset.splits, "train": (moved, *rest)})
+    with pytest.raises(TrainingError, match="other training pictures"):
+        train(shifted, tiny(epochs=1), out=out, resume=True)
+    content = torch.load(out / STATE, weights_only=True)
+    torch.save({**content, "processes": 2}, out / STATE)
+    with pytest.raises(TrainingError, match="nproc-per-node 2"):
+        train(dataset, tiny(epochs=1), out=out, resume=True)
     (out / STATE).write_bytes(b"broken")
     with pytest.raises(TrainingError, match="no training state"):
         train(dataset, tiny(epochs=1), out=out, resume=True)
@@ -341,11 +352,49 @@ def test_loss_that_is_not_finite_names_pictures_and_terms(
 
     monkeypatch.setattr(run_module, "backward", poisoned)
     with pytest.raises(
-        TrainingError, match=r"box_giou = nan\. Pictures of that batch: .*train-\d\.png, .*train-\d\.png"
+        TrainingError, match=r"loss \(box_giou = nan\).* Pictures of that batch: .*train-\d\.png, .*train-\d\.png"
     ):
         train(dataset, tiny(), out=tmp_path / "run")
     state = torch.load(tmp_path / "run" / STATE, weights_only=True)
     assert state["progress"]["step"] == 3, "the state of the last sound epoch stays"
+
+
+def test_gradient_that_is_not_finite_leaves_the_last_sound_state(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = run_module.backward, [0]
+
+    def poisoned(batch: object, **arguments: object) -> dict[str, torch.Tensor]:
+        terms: dict[str, torch.Tensor] = original(batch, **arguments)  # type: ignore[arg-type]
+        calls[0] += 1
+        if calls[0] == 6:  # the last batch of all: no later loss could show what it did
+            next(arguments["model"].parameters()).grad.fill_(float("inf"))  # type: ignore[attr-defined]
+        return terms
+
+    monkeypatch.setattr(run_module, "backward", poisoned)
+    with pytest.raises(TrainingError, match=r"gradient \(norm (nan|inf)\) is not finite.*train-\d\.png"):
+        train(dataset, tiny(), out=tmp_path / "run")
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert state["progress"]["step"] == 3
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert read_info(tmp_path / "run" / "last.safetensors").history["epochs"] == 1
+
+
+def test_a_finished_run_has_a_report_from_python_too(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tiny(epochs=1), out=tmp_path / "run")
+    assert "tiny" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_resuming_does_not_need_what_the_run_started_from(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(dataset, tiny(epochs=1), out=tmp_path / "first")
+    config = tiny(init=str(tmp_path / "first"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        train(dataset, config, out=tmp_path / "second")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert train(dataset, config, out=tmp_path / "second", resume=True).steps == 6
 
 
 def test_fine_tuning_with_other_classes(dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -403,8 +452,3 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
     assert first == second, "both processes hold the same weights and report the same metrics"
     assert first["steps"] == 4 and first["metrics"]
     assert len(lines(tmp_path / "run", "epoch")) == 2
-
-
-def test_result_is_what_callers_read() -> None:
-    fields = ["out", "epochs", "steps", "seconds", "metrics", "evaluated_on", "best_epoch", "interrupted"]
-    assert list(TrainResult.__dataclass_fields__) == fields

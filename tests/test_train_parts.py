@@ -26,7 +26,7 @@ from setdet.training.optim import (
     set_training_mode,
     summary,
 )
-from setdet.training.recipes import RECIPES, paper_v1, recipe
+from setdet.training.recipes import paper_v1, recipe
 from setdet.training.schedule import rate_factor, warmup_steps_for
 from setdet.training.setup import augment_in, choose_pictures, configured_model, resolved
 from setdet.training.step import noise_generator
@@ -142,8 +142,18 @@ def test_loss_watch_reads_each_batch_and_names_the_broken_one() -> None:
 
     watch.add({"class": torch.tensor(1.0)}, pictures=["c.png"])
     watch.add({"class": torch.tensor(1.0), "box": torch.tensor(math.inf)}, pictures=["d.png", "e.png"])
-    with pytest.raises(TrainingError, match=r"up to step 7: box = inf\. Pictures of that batch: d\.png, e\.png"):
+    with pytest.raises(TrainingError, match=r"loss \(box = inf\).* step 7\. Pictures of that batch: d\.png, e\.png"):
         watch.read(step=7)
+
+
+def test_loss_watch_names_the_batches_behind_a_gradient_that_is_not_finite() -> None:
+    watch = LossWatch()
+    for name, norm in (("a", None), ("b", 1.0), ("c", None), ("d", math.inf), ("e", math.nan)):
+        watch.add({"class": torch.tensor(1.0)}, pictures=[f"{name}.png"])
+        if norm is not None:
+            watch.add_gradient(torch.tensor(norm))
+    with pytest.raises(TrainingError, match=r"gradient \(norm inf\).*Pictures of that batch: c\.png, d\.png\."):
+        watch.read(step=3)
 
 
 def test_log_drops_lines_of_lost_work_and_a_line_cut_short(tmp_path: Path) -> None:
@@ -226,7 +236,10 @@ def test_recipes() -> None:
     assert tuned.backbone_rate == 1e-5 and tuned.freeze == ("backbone.stem", "norms")
     frozen_modules(build_model("rtdetr-r50", num_classes=2), tuned.freeze)
     assert recipe("paper-v1").model == "rtdetr-r50"
-    assert set(RECIPES) == {"default", "paper-v1"}
+    assert set(paper_v1().augment.multi_scale) == set(range(480, 801, 32))
+    assert set(recipe("paper-v1", image_size=(320, 320)).augment.multi_scale) == set(range(256, 385, 32))
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        recipe("paper-v1", image_size=(100, 100))
     with pytest.raises(ConfigError, match="Did you mean 'default'"):
         recipe("defualt", model="rtdetr-n")
 

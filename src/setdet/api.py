@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from setdet.detections import Detections
 from setdet.errors import ConfigError, ImageError, MissingExtraError, UsageError
+from setdet.folders import next_unused
 from setdet.models.variants import model_config
 from setdet.predict import Predictor
 from setdet.weights.catalog import resolve
@@ -105,6 +106,7 @@ class Detector:
         split: str = "val",
         confidence: float | None = None,
         batch_size: int = 16,
+        progress: bool = False,
     ) -> "Evaluation":
         """Measures on a data set; classes are matched by name.
 
@@ -113,6 +115,7 @@ class Detector:
             split: "train", "val" or "test". A missing "val" is made from "train", always the same, and announced.
             confidence: also report precision, recall and F1 at this score.
             batch_size: pictures that go through the network at once.
+            progress: show a bar, on stderr.
 
         Raises:
             DataError: the data set is broken, or has classes that the detector doesn't know.
@@ -135,6 +138,7 @@ class Detector:
             class_names=dataset.class_names,
             confidence=confidence,
             batch_size=batch_size,
+            progress=progress,
         )
 
 
@@ -143,7 +147,7 @@ def train(
     *,
     model: str | None = None,
     out: str | os.PathLike[str] | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     init: str | os.PathLike[str] | None = None,
     freeze: Sequence[str] | None = None,
     epochs: int | None = None,
@@ -157,13 +161,13 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
 ) -> "TrainResult":
-    """Trains a detector; what is None is as the recipe, or the run to go on with, has it.
+    """Trains a detector and writes its report; what is None is as the recipe, or the run to go on with, has it.
 
     Args:
         data: a folder, a `data.yaml` or a COCO JSON.
         model: its name; None: that of the weights in `init`, else the recipe's usual one.
-        out: the run folder, new or empty; None: runs/MODEL.
-        recipe: "default" or "paper-v1".
+        out: the run folder, new or empty; None: the first of runs/MODEL, runs/MODEL-2, … that is not there yet.
+        recipe: "default" (as None) or "paper-v1".
         init: weights to start from: a file, a run folder or a catalog name.
         freeze: parts that stay as they are, such as "backbone" or "norms".
         epochs: passes over the training pictures.
@@ -187,9 +191,10 @@ def train(
     from setdet.data.sources import read_dataset
     from setdet.training.config import TrainConfig
 
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     values = {
         "epochs": epochs,
-        "image_size": (image_size, image_size) if isinstance(image_size, int) else image_size,
+        "image_size": size,
         "batch_size": batch_size,
         "device": device,
         "precision": precision,
@@ -200,17 +205,26 @@ def train(
     }
     given = {name: value for name, value in values.items() if value is not None}
     weights = None if init is None else os.fspath(init)
-    base = _stored(out, model=model, init=weights) if resume else _fresh(recipe, model=model, init=weights)
+    if resume:
+        base = _stored(out, recipe=recipe, model=model, init=weights)
+    else:
+        base = _fresh(recipe or "default", model=model, init=weights, image_size=size)
     config = TrainConfig.from_dict(base.to_dict() | given, source="train").override(list(overrides))
-    dataset = read_dataset(Path(data))
-    _announce(dataset)
+    folder = next_unused(Path("runs", config.model)) if out is None else Path(out)
+
     # Imported last: it takes seconds, and what is wrong with the call was said by now.
     from setdet.training.run import train as run_training
+    from setdet.training.setup import check_folder
 
-    return run_training(dataset, config, out=Path("runs", config.model) if out is None else Path(out), resume=resume)
+    check_folder(folder, resume=resume)  # before the data is read, which takes its time
+    dataset = read_dataset(Path(data))
+    _announce(dataset)
+    return run_training(dataset, config, out=folder, resume=resume)
 
 
-def _fresh(recipe_name: str, *, model: str | None, init: str | None) -> "TrainConfig":
+def _fresh(
+    recipe_name: str, *, model: str | None, init: str | None, image_size: tuple[int, int] | None
+) -> "TrainConfig":
     """The recipe's configuration; weights to start from say which model they are."""
     from setdet.training.recipes import recipe
 
@@ -218,26 +232,31 @@ def _fresh(recipe_name: str, *, model: str | None, init: str | None) -> "TrainCo
         model = read_info(resolve(init)).model.name
     if model is not None:
         model_config(model)  # an unknown name is an error here, before anything is read
-    return recipe(recipe_name, model=model, init=init)
+    return recipe(recipe_name, model=model, init=init, image_size=image_size)
 
 
-def _stored(out: str | os.PathLike[str] | None, *, model: str | None, init: str | None) -> "TrainConfig":
+def _stored(
+    out: str | os.PathLike[str] | None, *, recipe: str | None, model: str | None, init: str | None
+) -> "TrainConfig":
     """The configuration of the run in `out`."""
     from setdet.training.config import TrainConfig
 
     if out is None:
-        raise UsageError("resume=True needs out=…, the folder of the run to go on with.")
+        raise UsageError("Resuming needs out (--out), the folder of the run to go on with.")
+    if recipe is not None:
+        raise UsageError("A resumed run goes on with its own configuration: leave out either resume or recipe.")
     path = Path(out) / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{out}: there is no run to resume (no config.yaml). Leave out resume=True to start one.")
+        raise ConfigError(f"{out}: there is no run to resume (no config.yaml). Leave out resume to start one.")
     named = {name: value for name, value in (("model", model), ("init", init)) if value is not None}
     return TrainConfig.from_dict(TrainConfig.from_yaml(path).to_dict() | named, source="train")
 
 
 def _announce(dataset: "Dataset") -> None:
     """What the reader decided or repaired goes to the log "setdet", which Python shows on stderr."""
-    for note in dataset.notes:
-        _log.warning(note)
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes: one of them speaks
+        for note in dataset.notes:
+            _log.warning(note)
 
 
 def _need_torch(purpose: str) -> None:

@@ -3,6 +3,7 @@
 A verb imports what it needs when it runs, so that help appears at once and without torch.
 """
 
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, TextIO
@@ -71,9 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 the job failed, 2 wrong use, 130 interrupted. Failures that setdet foresees are
         one message on the standard error, without a traceback.
     """
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _run(arguments)
+    log, notes = logging.getLogger("setdet"), _Notes()
+    log.addHandler(notes)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(arguments)
+    finally:
+        log.removeHandler(notes)
+
+
+class _Notes(logging.Handler):
+    """What the library notes on its way, such as how a data set was read, as lines for users."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _run(arguments: Sequence[str] | None) -> int:

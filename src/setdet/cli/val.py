@@ -2,16 +2,11 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from setdet.cli.console import say, show, show_table
-from setdet.errors import UsageError
-
-if TYPE_CHECKING:
-    from setdet.data.schema import Record
+from setdet.cli.console import show, show_table
 
 _HEADLINES = {
     "ap": "AP, IoU 0.50 to 0.95",
@@ -42,41 +37,14 @@ def val(
     Classes are matched by name.
     """
     from setdet.api import load
-    from setdet.evaluate import evaluate
 
-    if confidence is not None and not 0 <= confidence <= 1:
-        raise UsageError(f"--confidence {confidence}: expected a score from 0 to 1.")
     detector = load(weights, device=device)
-    records, class_names = _open_split(data, split)
-    show_bar = sys.stderr.isatty()
-    values = evaluate(
-        detector.predictor, records, class_names=class_names, confidence=confidence, progress=show_bar
-    ).to_dict()
+    measured = detector.evaluate(data, split=split, confidence=confidence, progress=sys.stderr.isatty())
+    values = measured.to_dict()
     if as_json:
         typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
     else:
         _show(values, split=split)
-
-
-def _open_split(data: str, split: str) -> "tuple[Sequence[Record], tuple[str, ...]]":
-    """The records of a split, and the names of their classes; notes on how it was read are said.
-
-    A missing val split is made from the training split, as training makes it.
-
-    Raises:
-        DataError: the data set is broken.
-        UsageError: it has no such split.
-    """
-    from setdet.data.sources import make_splits, read_dataset
-
-    dataset = read_dataset(data)
-    if split == "val" and "train" in dataset.splits:
-        dataset = make_splits(dataset)
-    for note in dataset.notes:
-        say(note)
-    if split not in dataset.splits:
-        raise UsageError(f"{data}: has no split '{split}'. Choose one of: {', '.join(dataset.splits)}.")
-    return dataset.splits[split], dataset.class_names
 
 
 def _show(values: dict[str, Any], *, split: str) -> None:

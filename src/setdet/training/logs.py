@@ -17,46 +17,60 @@ from setdet.errors import TrainingError
 
 
 class LossWatch:
-    """Collects the loss terms of batches on the device, and reads them all at once.
+    """Collects the loss terms of batches and the gradient norms of steps on the device, and reads them all at once.
 
     Reading a number from an accelerator waits for it, so that a check after every batch would slow training down.
     """
 
     def __init__(self) -> None:
-        self._terms: list[tuple[tuple[str, ...], Tensor]] = []
-        self._pictures: list[Sequence[str]] = []
+        self._batches: list[tuple[tuple[str, ...], Sequence[str]]] = []  # names of terms, names of pictures
+        self._steps: list[int] = []  # how many batches there were at each step
+        self._numbers: list[Tensor] = []
 
     def add(self, terms: dict[str, Tensor], *, pictures: Sequence[str]) -> None:
         """Remembers the detached terms of one batch, and what to call its pictures."""
-        self._terms.append((tuple(terms), torch.stack([term.float() for term in terms.values()])))
-        self._pictures.append(pictures)
+        self._batches.append((tuple(terms), pictures))
+        self._numbers.append(torch.stack([term.float() for term in terms.values()]))
+
+    def add_gradient(self, norm: Tensor) -> None:
+        """Remembers the norm of the gradient of the batches since the last call."""
+        self._steps.append(len(self._batches))
+        self._numbers.append(norm.detach().float().view(1))
 
     def read(self, *, step: int) -> list[dict[str, float]]:
         """The terms of each batch since the last reading.
 
         Raises:
-            TrainingError: a term is not finite; pictures and terms of the first such batch are named.
+            TrainingError: a term or a gradient is not finite; the pictures of the first such batch are named.
         """
-        if not self._terms:
+        if not self._batches:
             return []
-        numbers = torch.cat([values for _, values in self._terms]).tolist()
-        batches, start = [], 0
-        for (names, _), pictures in zip(self._terms, self._pictures, strict=True):
-            batch = dict(zip(names, numbers[start : start + len(names)], strict=True))
-            start += len(names)
-            if not all(math.isfinite(value) for value in batch.values()):
-                raise TrainingError(_not_finite(batch, pictures, step=step, late=len(self._terms) > 1))
+        numbers = iter(torch.cat(self._numbers).tolist())
+        late = len(self._batches) > 1
+        batches: list[dict[str, float]] = []
+        pictures: list[str] = []  # of the step
+        for count, (names, called) in enumerate(self._batches, start=1):
+            batch = {name: next(numbers) for name in names}
+            broken = [f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value)]
+            if broken:
+                raise TrainingError(_not_finite(f"loss ({', '.join(broken)})", called, step=step, late=late))
             batches.append(batch)
-        self._terms.clear()
-        self._pictures.clear()
+            pictures.extend(called)
+            if count in self._steps:
+                norm = next(numbers)
+                if not math.isfinite(norm):
+                    raise TrainingError(_not_finite(f"gradient (norm {norm})", pictures, step=step, late=late))
+                pictures.clear()
+        self._batches.clear()
+        self._steps.clear()
+        self._numbers.clear()
         return batches
 
 
-def _not_finite(batch: dict[str, float], pictures: Sequence[str], *, step: int, late: bool) -> str:
-    broken = ", ".join(f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value))
+def _not_finite(what: str, pictures: Sequence[str], *, step: int, late: bool) -> str:
     when = f"in one of the last batches up to step {step}" if late else f"at step {step}"
     return (
-        f"The loss is not finite {when}: {broken}. Pictures of that batch: {', '.join(pictures)}. "
+        f"The {what} is not finite {when}. Pictures of that batch: {', '.join(pictures)}. "
         "Check their boxes with `setdet data check`; else lower learning_rate, or use precision=fp32. "
         "The state saved before is intact."
     )

@@ -1,5 +1,8 @@
 """Recipes: functions that return a `TrainConfig`. Change a field with `model_copy(update=…)` or `--set`."""
 
+from collections.abc import Callable
+from typing import Any
+
 from setdet.config import suggest
 from setdet.data.transforms import AugmentConfig, published_scales
 from setdet.errors import ConfigError
@@ -14,7 +17,9 @@ _FROZEN_IN_PAPER = {
 }
 
 
-def default(*, model: str = "rtdetr-r18", init: str | None = None) -> TrainConfig:
+def default(
+    *, model: str = "rtdetr-r18", init: str | None = None, image_size: tuple[int, int] = (640, 640)
+) -> TrainConfig:
     """For industrial data sets of hundreds to thousands of pictures, from scratch or fine-tuned.
 
     Fewer queries than the paper's (such pictures hold few objects, and queries are what a small input spends its
@@ -23,6 +28,7 @@ def default(*, model: str = "rtdetr-r18", init: str | None = None) -> TrainConfi
     return TrainConfig(
         model=model,
         init=init,
+        image_size=image_size,
         queries=100,
         denoising_queries=100,
         learning_rate=2e-4,
@@ -34,8 +40,12 @@ def default(*, model: str = "rtdetr-r18", init: str | None = None) -> TrainConfi
     )
 
 
-def paper_v1(*, model: str = "rtdetr-r50", init: str | None = None) -> TrainConfig:
+def paper_v1(
+    *, model: str = "rtdetr-r50", init: str | None = None, image_size: tuple[int, int] = (640, 640)
+) -> TrainConfig:
     """The published recipe of RT-DETR's first version (CVPR 2024): COCO, 72 epochs, batches of 16, 640 pixels.
+
+    Pictures of 480 to 800 pixels, or of 3/4 to 5/4 of another `image_size`.
 
     The low backbone rate and the frozen norms presume a pretrained backbone: without `init` everything trains,
     at one rate. Published results with ImageNet backbones on COCO val2017: r18 46.5 AP, r50 53.1 AP.
@@ -46,7 +56,7 @@ def paper_v1(*, model: str = "rtdetr-r50", init: str | None = None) -> TrainConf
         queries=300,
         denoising_queries=100,
         epochs=72,
-        image_size=(640, 640),
+        image_size=image_size,
         batch_size=16,
         learning_rate=1e-4,
         backbone_rate=_PRETRAINED_BACKBONE_RATE.get(model, 1e-5) if init else None,
@@ -55,20 +65,24 @@ def paper_v1(*, model: str = "rtdetr-r50", init: str | None = None) -> TrainConf
         warmup_steps=2000,
         ema_decay=0.9999,
         ema_warmup_steps=2000,
-        augment=AugmentConfig(multi_scale=published_scales(640)),
+        augment=AugmentConfig(multi_scale=published_scales(min(image_size))),
     )
 
 
-RECIPES = {"default": default, "paper-v1": paper_v1}
+RECIPES: dict[str, Callable[..., TrainConfig]] = {"default": default, "paper-v1": paper_v1}
 
 
-def recipe(name: str, *, model: str | None = None, init: str | None = None) -> TrainConfig:
-    """The recipe of that name, for its usual model or another one.
+def recipe(
+    name: str, *, model: str | None = None, init: str | None = None, image_size: tuple[int, int] | None = None
+) -> TrainConfig:
+    """The recipe of that name, for its usual model and (height, width) or others.
 
     Raises:
-        ConfigError: there is no recipe of that name.
+        ConfigError: there is no recipe of that name, or a side is no multiple of 32.
     """
     if name not in RECIPES:
         raise ConfigError(f"There is no recipe '{name}'.{suggest(name, RECIPES)}")
-    build = RECIPES[name]
-    return build(init=init) if model is None else build(model=model, init=init)
+    if image_size is not None:
+        TrainConfig.from_dict({"image_size": image_size}, source="recipe")  # an impossible size is named at once
+    usual: dict[str, Any] = {"model": model, "image_size": image_size}
+    return RECIPES[name](init=init, **{key: value for key, value in usual.items() if value is not None})

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setdet.data.schema import Dataset
 from setdet.errors import TrainingError
+from setdet.report.run import write_run_report
 from setdet.training.config import TrainConfig
 from setdet.training.devices import choose_device, choose_precision, launch, shut_down
 from setdet.training.interrupt import StopRequest, stop_on_signal
@@ -21,7 +22,8 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
     The folder gets `config.yaml`, `metrics.jsonl`, TensorBoard events, `state/` and, of the averaged weights,
     `last.safetensors` after each epoch and `best.safetensors`: with `config.select_on`, those of the epoch with the
     highest AP on that part of the training split; without, a copy of the last ones, since choosing an epoch on the
-    split that is reported on would flatter it. Ctrl-C finishes the step, saves and returns.
+    split that is reported on would flatter it. A finished run gets its `report.html`, measured with those. Ctrl-C
+    finishes the step, saves and returns.
 
     Started by `torchrun`, the processes share each step; only the first evaluates and writes.
 
@@ -35,7 +37,7 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
     Raises:
         ConfigError: a value does not fit this machine, the model or the resumed run.
         OutputError: `out` is in use, or there is nothing to resume in it.
-        TrainingError: nothing to train on, or the loss is no longer finite.
+        TrainingError: nothing to train on, fewer pictures than a batch, or a loss or gradient that is not finite.
         WeightsError: `config.init` cannot be started from.
         DataError: a picture cannot be read.
     """
@@ -49,11 +51,15 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
             run = Session.open(dataset.class_names, pictures, config=config, fabric=fabric, out=out, resume=resume)
             with run.log:
                 try:
-                    return _train(run, stop)
+                    result = _train(run, stop)
                 except TrainingError:
                     # Weights spoilt by one batch fail in the next one: name the batch that spoilt them.
                     run.watch.read(step=run.progress.step)
                     raise
+            if fabric.is_global_zero and not result.interrupted:
+                measured_on = pictures.evaluation_name
+                write_run_report(out, records=pictures.evaluation, measured_on=measured_on, device=device)
+            return result
     finally:
         shut_down(fabric)
 
@@ -86,7 +92,11 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
                 continue
 
             set_rate(parts.optimizer, run.rate_factor())
-            optimizer_step(fabric=fabric, model=parts.model, optimizer=parts.optimizer, clip_norm=config.clip_norm)
+            norm = optimizer_step(
+                fabric=fabric, model=parts.model, optimizer=parts.optimizer, clip_norm=config.clip_norm
+            )
+            if config.precision != "fp16":  # whose loss scaling leaves out a step that overflows
+                run.watch.add_gradient(norm)
             progress.step += 1
             parts.ema.update(parts.model, step=progress.step)
 

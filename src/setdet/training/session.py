@@ -10,6 +10,8 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from setdet.data.loader import Batch, TrainingLoader, training_loader
+from setdet.data.writing import write_atomically
+from setdet.errors import TrainingError
 from setdet.evaluate import evaluate
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
@@ -77,9 +79,14 @@ class Session:
         resume: bool,
     ) -> "Session":
         """Builds everything, and only then touches the folder."""
+        _check_count(pictures, config, processes=fabric.world_size)
         batches = len(_loader(pictures, config, fabric=fabric, epoch=0, first_batch=0))
         parts = build_parts(
-            config, class_names=class_names, fabric=fabric, steps_per_epoch=math.ceil(batches / config.accumulate)
+            config,
+            class_names=class_names,
+            fabric=fabric,
+            steps_per_epoch=math.ceil(batches / config.accumulate),
+            resume=resume,
         )
         progress = Progress()
         if resume:
@@ -93,9 +100,8 @@ class Session:
                 data=fingerprint(pictures.training, class_names),
             )
         fabric.barrier()  # every process has checked and read the folder before the first one writes to it
-        if fabric.is_global_zero:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        if fabric.is_global_zero and not resume:
+            write_atomically(out / "config.yaml", config.to_yaml())
         log = RunLog(
             folder=out,
             total_batches=batches * config.epochs,
@@ -294,6 +300,16 @@ class Session:
         now = time.perf_counter()
         self.progress.seconds += now - self.started
         self.started = now
+
+
+def _check_count(pictures: Pictures, config: TrainConfig, *, processes: int) -> None:
+    count, needed = len(pictures.training), config.batch_size * processes
+    if count < needed:
+        shared = f" on each of {processes} processes" if processes > 1 else ""
+        raise TrainingError(
+            f"There are {count} pictures to train on, fewer than one batch of {config.batch_size}{shared}. "
+            f"Add pictures, or choose batch_size (--batch-size) {max(1, count // processes)} or less."
+        )
 
 
 def _in_words(metrics: dict[str, Any]) -> str:

@@ -79,11 +79,13 @@ def check_folder(out: Path, *, resume: bool) -> None:
         OutputError: the folder is in use and this is no resumption, or the other way round.
     """
     if resume and not (out / STATE).is_file():
-        raise OutputError(f"{out}: there is no run to resume (no {STATE}). Train without resume to start one.")
+        raise OutputError(f"{out}: there is no run to resume (no {STATE}). Leave out resume to start one.")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; the output must be a folder.")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise OutputError(f"{out}: the folder is in use. Choose another, or resume the run that is in it.")
+        raise OutputError(
+            f"{out}: the folder is in use. Choose another with --out, or go on with the run in it with --resume."
+        )
 
 
 def augment_in(epoch: int, config: TrainConfig) -> AugmentConfig:
@@ -131,12 +133,19 @@ class Parts:
         set_training_mode(self.model, self.frozen)
 
 
-def build_parts(config: TrainConfig, *, class_names: tuple[str, ...], fabric: Fabric, steps_per_epoch: int) -> Parts:
-    """Builds the parts, initialised by the seed alone: the process's own random state is neither used nor changed."""
+def build_parts(
+    config: TrainConfig, *, class_names: tuple[str, ...], fabric: Fabric, steps_per_epoch: int, resume: bool
+) -> Parts:
+    """Builds the parts, initialised by the seed alone: the process's own random state is neither used nor changed.
+
+    Weights to start from are not read for a run that is resumed: its state replaces them, and they may have moved.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(configured_model(config, len(class_names)))
-    notes = tuple(initialize_from(model, resolve(config.init), class_names)) if config.init is not None else ()
+    notes: tuple[str, ...] = ()
+    if config.init is not None and not resume:
+        notes = tuple(initialize_from(model, resolve(config.init), class_names))
     model = model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     frozen = frozen_modules(model, config.freeze)

@@ -15,7 +15,7 @@ from setdet.errors import ConfigError, TrainingError
 from setdet.training.config import TrainConfig
 from setdet.training.ema import Ema
 
-FORMAT = 1
+FORMAT = 2
 # What may change between the parts of one run without changing its numbers.
 _FREE_TO_CHANGE = {"workers", "checkpoint_every_steps"}
 
@@ -48,10 +48,12 @@ class Progress:
 
 
 def fingerprint(records: tuple[Record, ...], class_names: tuple[str, ...]) -> str:
-    """A short name for a training set: pictures' names, their boxes' classes, and class names."""
+    """A short name for a training set: class names, pictures' names, and all that is said of their boxes."""
     digest = hashlib.sha256("\0".join(class_names).encode())
     for record in records:
-        digest.update(f"\n{record.image.name}\0{record.labels.tolist()}".encode())
+        digest.update(f"\n{record.image.name}\0".encode())
+        for values in (record.boxes_xyxy_px, record.labels, record.crowd):
+            digest.update(values.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -80,6 +82,7 @@ def save_state(
         "progress": asdict(progress),
         "config": config.to_dict(),
         "data": data,
+        "processes": fabric.world_size,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
@@ -103,11 +106,11 @@ def load_state(
     """Fills model, average, optimiser and scaler from a file of `save_state`.
 
     Raises:
-        TrainingError: the file cannot be read, or belongs to another data set.
+        TrainingError: the file cannot be read, or belongs to another data set or number of processes.
         ConfigError: it belongs to another configuration.
     """
     content = _read(path)
-    _check_same_run(path, content, config=config, data=data)
+    _check_same_run(path, content, config=config, data=data, processes=fabric.world_size)
     try:
         model.load_state_dict(content["model"])
         ema.module.load_state_dict(content["ema"])
@@ -123,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the restricted unpickler raise nearly anything
         raise _unusable(path, error) from None
-    if not isinstance(content, dict) or not {"format", "config", "data"} <= content.keys():
+    if not isinstance(content, dict) or "format" not in content:
         raise _unusable(path, "it lacks the state's parts")
     if content["format"] != FORMAT:
         raise TrainingError(f"{path}: is a state of format {content['format']}; this version reads format {FORMAT}.")
@@ -134,7 +137,7 @@ def _unusable(path: Path, why: object) -> TrainingError:
     return TrainingError(f"{path}: is no training state that this run can go on from ({why}). Train into a new folder.")
 
 
-def _check_same_run(path: Path, content: dict[str, Any], *, config: TrainConfig, data: str) -> None:
+def _check_same_run(path: Path, content: dict[str, Any], *, config: TrainConfig, data: str, processes: int) -> None:
     before, now = content["config"], config.to_dict()
     changed = sorted(
         name for name in before.keys() | now.keys() if name not in _FREE_TO_CHANGE and before.get(name) != now.get(name)
@@ -149,4 +152,10 @@ def _check_same_run(path: Path, content: dict[str, Any], *, config: TrainConfig,
         raise TrainingError(
             f"{path}: the run was started on other training pictures, boxes or classes. "
             "Resume with the same data, or start a new run with init set to this folder."
+        )
+    if content["processes"] != processes:
+        raise TrainingError(
+            f"{path}: the run was started with {content['processes']} process(es) and these are {processes}, which "
+            f"would share its steps differently. Resume with torchrun --nproc-per-node {content['processes']}, or "
+            "start a new run with init set to this folder."
         )

@@ -77,12 +77,17 @@ def backward(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def optimizer_step(*, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
-    """Clips the gradient, moves the weights and clears the gradient."""
-    # A gradient that is not finite shows in the next loss, which is checked without waiting for the device here.
-    fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+def optimizer_step(*, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> Tensor:
+    """Clips the gradient, moves the weights and clears the gradient.
+
+    Returns:
+        The gradient's norm before clipping, on the device: reading it waits for it.
+    """
+    norm = fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    assert norm is not None  # only clipping by value has none
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def _exchange_gradients(model: nn.Module, exchange: bool) -> AbstractContextManager[None]:

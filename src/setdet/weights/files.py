@@ -100,16 +100,19 @@ def load_model(path: Path) -> "tuple[CheckpointInfo, RTDETR]":
     Raises:
         WeightsError: as `load_checkpoint`, or the tensors do not fit the model that the metadata describes.
     """
+    import torch
+
     from setdet.models.rtdetr import build_model
 
     info, state = load_checkpoint(path)
-    model = build_model(info.model)
+    with torch.device("meta"):  # neither memory nor random numbers are spent on weights that are replaced
+        model = build_model(info.model)
     differences = _differences(model.state_dict(), state)
     if differences:
         raise WeightsError(
             f"{path}: does not fit {info.model.name}, {len(differences)} differences: {'; '.join(differences[:3])}."
         )
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     return info, model.eval()
 
 
