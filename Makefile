@@ -1,19 +1,21 @@
 # Everything from nothing: `make demo`, `make test` and `make check` create .venv, install what they need, and run.
 # They start again only where something changed. Needs make and Python 3.11 or newer with its venv module.
 #
-#   make demo PYTHON=python3.12                                        another Python
-#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu         the CPU build of PyTorch, if PyPI has it not
+#   make demo PYTHON=python3.12     another Python
+#   make demo TORCH_INDEX=          PyTorch from the package index alone: on Linux its build for CUDA
 
 PYTHON ?= python3
-TORCH_INDEX ?=
+# PyPI's own Linux build of PyTorch brings gigabytes of CUDA packages; this index has the CPU build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints/cpu.txt Makefile
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt \
-	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INSTALL := bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt
+# PyTorch goes alone and first, so that an index which does not answer is asked for a few packages only, once each.
+TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 0) torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types layers format clean
+.PHONY: help demo test wheel check lint types layers format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +27,15 @@ demo: $(VENV)/.installed-train  ## find defects on generated surfaces with the w
 test: $(VENV)/.installed-dev  ## the whole quick test suite
 	@echo "== The quick test suite"
 	@$(BIN)/python -m pytest
+
+wheel: $(BIN)/python  ## build the wheel, install it alone into an empty environment, run the demo there
+	@echo "== The wheel, in an environment of its own"
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	@$(PYTHON) -m venv build/wheel/environment
+	@build/wheel/environment/$(INSTALL) $(TORCH)
+	@build/wheel/environment/$(INSTALL) "$$(echo build/wheel/*.whl)[train]"
+	@cd build/wheel && environment/bin/setdet demo
 
 check: lint types layers  ## format, lint, types, layers
 
@@ -51,12 +62,13 @@ clean:  ## remove the virtual environment and all caches
 # Each stamp is written last, so an installation that broke off is taken up again by the next command.
 $(VENV)/.installed-train: $(BIN)/python $(SOURCES)
 	@echo "== Installing setdet with PyTorch into $(VENV) (a few minutes the first time)"
-	@$(INSTALL) --editable '.[train]'
+	@$(VENV)/$(INSTALL) $(TORCH)
+	@$(VENV)/$(INSTALL) --editable '.[train]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-train
 	@echo "== Installing the tools for tests and checks into $(VENV)"
-	@$(INSTALL) --editable '.[train,dev]'
+	@$(VENV)/$(INSTALL) --editable '.[train,dev]'
 	@touch $@
 
 $(BIN)/python:
