@@ -17,15 +17,22 @@ from setdet.models.variants import MODELS, model_config
 from setdet.targets import Targets
 from setdet.weights.remap import from_authors_v1, from_transformers, to_authors_v1, to_transformers
 
+DISCRETE = ("r18", "r34", "r50m", "r50")
 PUBLISHED_PARAMETERS = {
     "rtdetr-r18": 20_184_464,
     "rtdetr-r34": 31_441_668,
     "rtdetr-r50m": 36_593_772,
     "rtdetr-r50": 42_891_372,
     "rtdetr-r101": 76_556_268,
+    "rtdetr-hgnetv2-l": 32_925_036,
+    "rtdetr-hgnetv2-x": 67_374_188,
+    "rtdetr-hgnetv2-h": 125_584_348,
 }
+# The second version and its discrete sampling add no parameters.
+PUBLISHED_PARAMETERS |= {name.replace("rtdetr-", "rtdetrv2-"): count for name, count in PUBLISHED_PARAMETERS.items()}
+PUBLISHED_PARAMETERS |= {f"rtdetrv2-{size}-dsp": PUBLISHED_PARAMETERS[f"rtdetr-{size}"] for size in DISCRETE}
 # The authors freeze the norms of the larger backbones, and their code then counts them as buffers.
-FROZEN_NORMS = {"rtdetr-r50m", "rtdetr-r50", "rtdetr-r101"}
+FROZEN_NORMS = {name for name in PUBLISHED_PARAMETERS if "-r18" not in name and "-r34" not in name}
 
 TARGETS = Targets(
     labels=torch.tensor([0, 5, 2]),
@@ -48,6 +55,10 @@ def test_parameters_equal_the_published_count(name: str) -> None:
         norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
         count -= sum(parameter.numel() for norm in norms for parameter in norm.parameters())
     assert count == PUBLISHED_PARAMETERS[name]
+
+
+def test_every_model_but_our_own_has_a_published_count() -> None:
+    assert MODELS.keys() - PUBLISHED_PARAMETERS.keys() == {"rtdetr-n"}
 
 
 def test_the_small_model_has_about_four_million_parameters() -> None:

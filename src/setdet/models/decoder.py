@@ -82,7 +82,9 @@ class DecoderLayer(nn.Module):
         width = config.width
         self.self_attention = SelfAttention(width=width, heads=config.heads)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attention = DeformableAttention(width=width, heads=config.heads, levels=LEVELS, points=config.points)
+        self.cross_attention = DeformableAttention(
+            width=width, heads=config.heads, points=config.points_per_level, sampling=config.sampling
+        )
         self.norm2 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, config.feedforward)
         self.linear2 = nn.Linear(config.feedforward, width)

@@ -1,4 +1,4 @@
-"""HGNetV2: the backbone of rtdetr-n (and of the paper's L and X), after PaddleClas' PP-HGNetV2."""
+"""HGNetV2: the backbone of rtdetr-n and of rtdetr-hgnetv2-l, -x and -h, after PaddleClas' PP-HGNetV2."""
 
 from itertools import pairwise
 

@@ -1,15 +1,19 @@
 """Every model by name, as data. No torch.
 
-Sizes of the ResNet-vd models are those of the RT-DETR paper (Zhao et al., CVPR 2024, arXiv 2304.08069) and its
-authors' code. `rtdetr-n` is ours: HGNetV2-B0's widths for the backbone, everything behind it half as wide.
+Sizes are those of the RT-DETR paper (Zhao et al., CVPR 2024, arXiv 2304.08069) and of its authors' code; those of
+`rtdetr-hgnetv2-h` are of PaddleDetection's model zoo. `rtdetr-n` is ours: HGNetV2-B0's widths for the backbone,
+everything behind it half as wide. RT-DETRv2 (arXiv 2407.17140) is the same network under another training recipe; its
+models named `-dsp` sample discretely.
 """
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from setdet.config import Config, suggest
 from setdet.errors import ConfigError
+
+Sampling = Literal["bilinear", "discrete"]
 
 
 class ResNetConfig(Config):
@@ -41,7 +45,7 @@ class HGNetStage(Config):
 
 
 class HGNetV2Config(Config):
-    """An HGNetV2 backbone (PaddleClas; the reference of RT-DETR-L and X)."""
+    """An HGNetV2 backbone (PaddleClas; that of RT-DETR-L, X and H)."""
 
     kind: Literal["hgnetv2"] = "hgnetv2"
     stem: tuple[int, int] = Field(description="channels inside the stem and after it")
@@ -72,8 +76,20 @@ class DecoderConfig(Config):
     heads: int = 8
     layers: int = Field(default=6, description="layers that are trained")
     eval_layers: int | None = Field(default=None, description="layers that run in evaluation; None: all")
-    points: int = Field(default=4, description="sampling points of a query, level and head")
+    points: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        default=4, description="sampling points of a query and head on every level, or on each of the three (RT-DETRv2)"
+    )
+    sampling: Sampling = Field(
+        default="bilinear",
+        description="a point reads its four nearest cells, or a single one: for runtimes without grid sampling, "
+        "fine-tuned from bilinear weights (RT-DETRv2); the offsets of the points are not trained then",
+    )
     queries: int = Field(default=300, description="encoder features selected as queries")
+
+    @property
+    def points_per_level(self) -> tuple[int, int, int]:
+        """Sampling points of a query and head on P3, P4 and P5."""
+        return (self.points,) * 3 if isinstance(self.points, int) else self.points
 
 
 class ModelConfig(Config):
@@ -86,59 +102,108 @@ class ModelConfig(Config):
     decoder: DecoderConfig = DecoderConfig()
 
 
-def _hgnet_stages(*rows: tuple[int, int, int, int, bool, bool, int, int]) -> tuple[HGNetStage, ...]:
-    names = ("channels_in", "channels_mid", "channels_out", "blocks", "downsample", "light", "kernel", "layers")
-    return tuple(HGNetStage(**dict(zip(names, row, strict=True))) for row in rows)  # type: ignore[arg-type]
+def _hgnet(*, stem: tuple[int, int], stages: list[tuple[int, int, int, int, bool, bool, int, int]]) -> HGNetV2Config:
+    """An HGNetV2 whose stages are rows in the order of the fields of `HGNetStage`."""
+    rows = [dict(zip(HGNetStage.model_fields, row, strict=True)) for row in stages]
+    return HGNetV2Config.from_dict({"stem": stem, "stages": rows})
 
 
-_HGNETV2_B0 = HGNetV2Config(
+_HGNETV2_B0 = _hgnet(
     stem=(16, 16),
-    stages=_hgnet_stages(
+    stages=[
         (16, 16, 64, 1, False, False, 3, 3),
         (64, 32, 256, 1, True, False, 3, 3),
         (256, 64, 512, 2, True, True, 5, 3),
         (512, 128, 1024, 1, True, True, 5, 3),
-    ),  # type: ignore[arg-type]
+    ],
+)
+_HGNETV2_L = _hgnet(
+    stem=(32, 48),
+    stages=[
+        (48, 48, 128, 1, False, False, 3, 6),
+        (128, 96, 512, 1, True, False, 3, 6),
+        (512, 192, 1024, 3, True, True, 5, 6),
+        (1024, 384, 2048, 1, True, True, 5, 6),
+    ],
+)
+_HGNETV2_X = _hgnet(
+    stem=(32, 64),
+    stages=[
+        (64, 64, 128, 1, False, False, 3, 6),
+        (128, 128, 512, 2, True, False, 3, 6),
+        (512, 256, 1024, 5, True, True, 5, 6),
+        (1024, 512, 2048, 2, True, True, 5, 6),
+    ],
+)
+_HGNETV2_H = _hgnet(
+    stem=(48, 96),
+    stages=[
+        (96, 96, 192, 2, False, False, 3, 6),
+        (192, 192, 512, 3, True, False, 3, 6),
+        (512, 384, 1024, 6, True, True, 5, 6),
+        (1024, 768, 2048, 3, True, True, 5, 6),
+    ],
 )
 
-MODELS: dict[str, ModelConfig] = {
-    config.name: config
-    for config in (
-        ModelConfig(
-            name="rtdetr-n",
-            backbone=_HGNETV2_B0,
-            encoder=EncoderConfig(width=128, feedforward=512, expansion=0.5),
-            decoder=DecoderConfig(width=128, feedforward=512, heads=4, layers=3),
-        ),
-        ModelConfig(
-            name="rtdetr-r18",
-            backbone=ResNetConfig(block="basic", blocks=(2, 2, 2, 2)),
-            encoder=EncoderConfig(expansion=0.5),
-            decoder=DecoderConfig(layers=3),
-        ),
-        ModelConfig(
-            name="rtdetr-r34",
-            backbone=ResNetConfig(block="basic", blocks=(3, 4, 6, 3)),
-            encoder=EncoderConfig(expansion=0.5),
-            decoder=DecoderConfig(layers=4),
-        ),
-        ModelConfig(
-            name="rtdetr-r50m",
-            backbone=ResNetConfig(block="bottleneck", blocks=(3, 4, 6, 3)),
-            encoder=EncoderConfig(expansion=0.5),
-            decoder=DecoderConfig(eval_layers=3),
-        ),
-        ModelConfig(
-            name="rtdetr-r50",
-            backbone=ResNetConfig(block="bottleneck", blocks=(3, 4, 6, 3)),
-        ),
-        ModelConfig(
-            name="rtdetr-r101",
-            backbone=ResNetConfig(block="bottleneck", blocks=(3, 4, 23, 3)),
-            encoder=EncoderConfig(width=384, feedforward=2048),
-        ),
+_NANO = ModelConfig(
+    name="rtdetr-n",
+    backbone=_HGNETV2_B0,
+    encoder=EncoderConfig(width=128, feedforward=512, expansion=0.5),
+    decoder=DecoderConfig(width=128, feedforward=512, heads=4, layers=3),
+)
+_V1 = (
+    ModelConfig(
+        name="rtdetr-r18",
+        backbone=ResNetConfig(block="basic", blocks=(2, 2, 2, 2)),
+        encoder=EncoderConfig(expansion=0.5),
+        decoder=DecoderConfig(layers=3),
+    ),
+    ModelConfig(
+        name="rtdetr-r34",
+        backbone=ResNetConfig(block="basic", blocks=(3, 4, 6, 3)),
+        encoder=EncoderConfig(expansion=0.5),
+        decoder=DecoderConfig(layers=4),
+    ),
+    ModelConfig(
+        name="rtdetr-r50m",
+        backbone=ResNetConfig(block="bottleneck", blocks=(3, 4, 6, 3)),
+        encoder=EncoderConfig(expansion=0.5),
+        decoder=DecoderConfig(eval_layers=3),
+    ),
+    ModelConfig(
+        name="rtdetr-r50",
+        backbone=ResNetConfig(block="bottleneck", blocks=(3, 4, 6, 3)),
+    ),
+    ModelConfig(
+        name="rtdetr-r101",
+        backbone=ResNetConfig(block="bottleneck", blocks=(3, 4, 23, 3)),
+        encoder=EncoderConfig(width=384, feedforward=2048),
+    ),
+    ModelConfig(
+        name="rtdetr-hgnetv2-l",
+        backbone=_HGNETV2_L,
+    ),
+    ModelConfig(
+        name="rtdetr-hgnetv2-x",
+        backbone=_HGNETV2_X,
+        encoder=EncoderConfig(width=384, feedforward=2048),
+    ),
+    ModelConfig(
+        name="rtdetr-hgnetv2-h",
+        backbone=_HGNETV2_H,
+        encoder=EncoderConfig(width=512, feedforward=2048, aifi_layers=2),
+    ),
+)
+_V2 = tuple(config.model_copy(update={"name": config.name.replace("rtdetr-", "rtdetrv2-")}) for config in _V1)
+_V2_DISCRETE = tuple(
+    config.model_copy(
+        update={"name": f"{config.name}-dsp", "decoder": config.decoder.model_copy(update={"sampling": "discrete"})}
     )
-}
+    for config in _V2
+    if config.name in ("rtdetrv2-r18", "rtdetrv2-r34", "rtdetrv2-r50m", "rtdetrv2-r50")
+)
+
+MODELS: dict[str, ModelConfig] = {config.name: config for config in (_NANO, *_V1, *_V2, *_V2_DISCRETE)}
 
 
 def model_config(name: str, *, num_classes: int | None = None) -> ModelConfig:
