@@ -71,6 +71,9 @@ def train(
 
     Ctrl-C saves and leaves; --resume with the run's --out goes on.
     """
+    # Before PyTorch is there: its threads else keep their cores busy for milliseconds after each piece of work, which
+    # others (sampling in the decoder, the readers of pictures) could use.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from setdet import api
 
     result = api.train(
