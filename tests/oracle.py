@@ -1,41 +1,75 @@
-"""The model of `transformers` as an oracle: built offline, every parameter and statistic randomised."""
+"""The models of `transformers` as oracles: built offline, every parameter and statistic randomised."""
 
 import torch
 from torch import Tensor, nn
-from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+from transformers import (
+    HGNetV2Config as TheirHGNetV2Config,
+)
+from transformers import (
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
+    RTDetrV2Config,
+    RTDetrV2ForObjectDetection,
+)
 
 from setdet.models.rtdetr import RTDETR
-from setdet.models.variants import ModelConfig, ResNetConfig
+from setdet.models.variants import HGNetV2Config, ModelConfig, ResNetConfig
 from setdet.weights.remap import from_transformers
 
+Oracle = RTDetrForObjectDetection | RTDetrV2ForObjectDetection
 
-def build_oracle(config: ModelConfig) -> RTDetrForObjectDetection:
-    """`transformers`' RTDetr of the same architecture as a ResNet-vd model of ours."""
+
+def build_oracle(config: ModelConfig) -> Oracle:
+    """`transformers`' RTDetr, or RTDetrV2 for a name that says so, of the same architecture as a model of ours."""
     backbone = config.backbone
-    assert isinstance(backbone, ResNetConfig)
-    hidden_sizes = [64 if backbone.block == "basic" else 256, *backbone.channels]
-    resnet = RTDetrResNetConfig(
+    settings = {
+        "backbone_config": _resnet(backbone) if isinstance(backbone, ResNetConfig) else _hgnet(backbone),
+        "encoder_in_channels": list(backbone.channels),
+        "encoder_hidden_dim": config.encoder.width,
+        "encoder_ffn_dim": config.encoder.feedforward,
+        "encoder_layers": config.encoder.aifi_layers,
+        "hidden_expansion": config.encoder.expansion,
+        "decoder_in_channels": [config.encoder.width] * 3,
+        "decoder_layers": config.decoder.layers,
+        "decoder_n_points": config.decoder.points,
+        "num_queries": config.decoder.queries,
+        "num_labels": config.num_classes,
+        "freeze_backbone_batch_norms": False,
+        "anchor_image_size": None,
+    }
+    if not config.name.startswith("rtdetrv2-"):
+        return RTDetrForObjectDetection(RTDetrConfig(**settings)).eval()
+    method = {"bilinear": "default", "discrete": "discrete"}[config.decoder.sampling]
+    return RTDetrV2ForObjectDetection(RTDetrV2Config(**settings, decoder_method=method)).eval()
+
+
+def _resnet(config: ResNetConfig) -> RTDetrResNetConfig:
+    return RTDetrResNetConfig(
         embedding_size=64,
-        hidden_sizes=hidden_sizes,
-        depths=list(backbone.blocks),
-        layer_type=backbone.block,
+        hidden_sizes=[64 if config.block == "basic" else 256, *config.channels],
+        depths=list(config.blocks),
+        layer_type=config.block,
         out_features=["stage2", "stage3", "stage4"],
     )
-    return RTDetrForObjectDetection(
-        RTDetrConfig(
-            backbone_config=resnet,
-            encoder_in_channels=hidden_sizes[1:],
-            encoder_hidden_dim=config.encoder.width,
-            encoder_ffn_dim=config.encoder.feedforward,
-            encoder_layers=config.encoder.aifi_layers,
-            hidden_expansion=config.encoder.expansion,
-            decoder_layers=config.decoder.layers,
-            num_queries=config.decoder.queries,
-            num_labels=config.num_classes,
-            freeze_backbone_batch_norms=False,
-            anchor_image_size=None,
-        )
-    ).eval()
+
+
+def _hgnet(config: HGNetV2Config) -> TheirHGNetV2Config:
+    stages = config.stages
+    return TheirHGNetV2Config(
+        stem_channels=[3, *config.stem],
+        depths=[stage.blocks for stage in stages],
+        hidden_sizes=[stage.channels_out for stage in stages],
+        stage_in_channels=[stage.channels_in for stage in stages],
+        stage_mid_channels=[stage.channels_mid for stage in stages],
+        stage_out_channels=[stage.channels_out for stage in stages],
+        stage_num_blocks=[stage.blocks for stage in stages],
+        stage_downsample=[stage.downsample for stage in stages],
+        stage_light_block=[stage.light for stage in stages],
+        stage_kernel_size=[stage.kernel for stage in stages],
+        stage_numb_of_layers=[stage.layers for stage in stages],
+        out_features=["stage2", "stage3", "stage4"],
+    )
 
 
 def randomise(model: nn.Module, *, seed: int) -> None:
@@ -51,7 +85,9 @@ def randomise(model: nn.Module, *, seed: int) -> None:
                 normal(tensor, 0.2)
             elif name.endswith("running_var"):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
-            elif name.endswith("num_batches_tracked"):
+            elif name.endswith(
+                ("num_batches_tracked", "n_points_scale")
+            ):  # a count, and a constant of the second version
                 continue
             elif tensor.dim() <= 1:
                 normal(tensor, 0.2, shift=1.0 if name.endswith("weight") else 0.0)
@@ -61,6 +97,6 @@ def randomise(model: nn.Module, *, seed: int) -> None:
                 normal(tensor, 1.0 / tensor[0].numel() ** 0.5)
 
 
-def copy_weights(oracle: RTDetrForObjectDetection, model: RTDETR) -> None:
+def copy_weights(oracle: Oracle, model: RTDETR) -> None:
     """Loads the oracle's weights into a model of ours, strictly."""
     model.load_state_dict(from_transformers(oracle.state_dict(), model.config))
