@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from setdet.models.sampling import can_sample_rows, sample_rows
 from setdet.models.variants import Sampling
 
 
@@ -54,16 +55,19 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "batch queries width"]:
         """Samples `memory`, the tokens of all levels one after the other, whose (height, width) are `shapes`."""
         batch, queries, _ = query.shape
-        # Weight · memory, not memory · weight: sampling wants each channel's tokens next to each other.
-        value = torch.addmm(self.value_proj.bias[:, None], self.value_proj.weight, memory.flatten(0, 1).t())
-        value = value.unflatten(1, (batch, -1)).transpose(0, 1)  # (B, C, tokens)
         offsets = self.sampling_offsets(query).view(batch, queries, self.heads, -1, 2)  # (B, Q, heads, points, 2)
         weights = self.attention_weights(query).view(batch, queries, self.heads, -1).softmax(dim=-1)
         # Offsets are measured in halves of the box, shared among the points of a level.
         step = torch.cat([offsets.new_full((count, 1), 0.5 / count) for count in self.points])
         center, size = reference_cxcywh[:, :, None, None].split(2, dim=-1)
         locations = center + offsets * step * size
-        sampled = sample_levels(value, shapes, locations, weights, points=self.points, sampling=self.sampling)
+        if self.sampling == "bilinear" and can_sample_rows(memory):
+            sampled = sample_rows(self.value_proj(memory), shapes, locations, weights, points=self.points)
+        else:
+            # Weight · memory, not memory · weight: this sampling wants each channel's tokens next to each other.
+            value = torch.addmm(self.value_proj.bias[:, None], self.value_proj.weight, memory.flatten(0, 1).t())
+            value = value.unflatten(1, (batch, -1)).transpose(0, 1)  # (B, C, tokens)
+            sampled = sample_levels(value, shapes, locations, weights, points=self.points, sampling=self.sampling)
         return self.output_proj(sampled.to(query.dtype))
 
 
