@@ -21,6 +21,7 @@ TRAIN_ONLY = (
     "jinja2",
     "lightning_fabric",
     "matplotlib",
+    "numba",
     "scipy",
     "tensorboard",
     "torch",

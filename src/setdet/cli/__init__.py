@@ -24,6 +24,7 @@ _TRAIN_EXTRA = frozenset(
         "jinja2",
         "lightning_fabric",
         "markupsafe",
+        "numba",
         "scipy",
         "tensorboard",
         "torch",
