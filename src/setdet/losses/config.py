@@ -1,5 +1,7 @@
 """Weights of the loss and of the matching."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from setdet.config import Config
@@ -13,6 +15,11 @@ class LossConfig(Config):
     giou_weight: float = Field(default=2.0, ge=0, description="of 1 − GIoU")
     varifocal_alpha: float = Field(default=0.75, ge=0, le=1, description="weight of negatives in the varifocal loss")
     varifocal_gamma: float = Field(default=2.0, ge=0, description="how much easy negatives are damped")
+    selection_target: Literal["iou", "one"] = Field(
+        default="iou",
+        description="what the encoder's selection learns to score a matched token by: the IoU of its box, or 1 (plain "
+        "query selection, the paper's table 4); decoder layers learn the IoU either way",
+    )
     match_class: float = Field(default=2.0, ge=0, description="weight of the focal class cost in matching")
     match_l1: float = Field(default=5.0, ge=0, description="weight of the L1 distance in matching")
     match_giou: float = Field(default=2.0, ge=0, description="weight of −GIoU in matching")

@@ -10,7 +10,7 @@ from torch import Tensor
 from setdet.errors import TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.matcher import HungarianMatcher, Matches
-from setdet.losses.terms import box_losses, varifocal_loss
+from setdet.losses.terms import box_losses, matched_iou, varifocal_loss
 from setdet.models.denoising import DenoisingQueries
 from setdet.models.outputs import RTDETROutput
 from setdet.targets import Targets
@@ -31,6 +31,8 @@ class Criterion:
     ) -> dict[str, Float[Tensor, ""]]:
         """The terms of one batch, such as `class/decoder.2`, `l1/encoder` or `giou/denoising.0`.
 
+        Learned queries have no encoder terms.
+
         Computed in float32 at least. Every process of a distributed run must call it for every batch, with or
         without boxes or denoising: they agree on the normaliser.
 
@@ -47,10 +49,14 @@ class Criterion:
         dtype = torch.promote_types(torch.promote_types(output.logits.dtype, output.boxes_cxcywh.dtype), torch.float32)
         targets = replace(targets, boxes_cxcywh=targets.boxes_cxcywh.to(dtype))
         normaliser = _boxes_per_process(targets)
-        # The encoder's selection is one more layer: matched by itself, but in the same few operations.
-        logits = torch.cat([output.logits, output.encoder_logits[None]]).to(dtype)
-        boxes = torch.cat([output.boxes_cxcywh, output.encoder_boxes_cxcywh[None]]).to(dtype)
-        names = [f"decoder.{layer}" for layer in range(len(output.logits))] + ["encoder"]
+        logits, boxes = output.logits, output.boxes_cxcywh
+        names = [f"decoder.{layer}" for layer in range(len(output.logits))]
+        if output.encoder_logits is not None and output.encoder_boxes_cxcywh is not None:
+            # The encoder's selection is one more layer: matched by itself, but in the same few operations.
+            logits = torch.cat([logits, output.encoder_logits[None]])
+            boxes = torch.cat([boxes, output.encoder_boxes_cxcywh[None]])
+            names.append("encoder")
+        logits, boxes = logits.to(dtype), boxes.to(dtype)
         matches = self.matcher(logits, boxes, targets, layer_names=names)
         terms = self._terms(logits, boxes, targets, matches, normaliser=normaliser, names=names)
 
@@ -105,8 +111,11 @@ class Criterion:
         names: list[str],
     ) -> dict[str, Float[Tensor, ""]]:
         config = self.config
+        quality = matched_iou(boxes_cxcywh, targets, matches)
+        if config.selection_target == "one" and "encoder" in names:
+            quality = quality.masked_fill(matches.layer == names.index("encoder"), 1)
         classes = varifocal_loss(
-            logits, boxes_cxcywh, targets, matches, alpha=config.varifocal_alpha, gamma=config.varifocal_gamma
+            logits, quality, targets, matches, alpha=config.varifocal_alpha, gamma=config.varifocal_gamma
         )
         l1, giou = box_losses(boxes_cxcywh, targets, matches)
         weighted = {

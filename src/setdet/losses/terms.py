@@ -10,24 +10,31 @@ from setdet.losses.matcher import Matches
 from setdet.targets import Targets
 
 
+def matched_iou(
+    boxes_cxcywh: Float[Tensor, "layers batch queries 4"], targets: Targets, matches: Matches
+) -> Float[Tensor, " pairs"]:
+    """IoU of every matched pair, without a gradient."""
+    predicted = boxes_cxcywh[matches.layer, matches.image, matches.query].detach()
+    return box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(targets.boxes_cxcywh[matches.target]))
+
+
 def varifocal_loss(
     logits: Float[Tensor, "layers batch queries classes"],
-    boxes_cxcywh: Float[Tensor, "layers batch queries 4"],
+    quality: Float[Tensor, " pairs"],
     targets: Targets,
     matches: Matches,
     *,
     alpha: float,
     gamma: float,
 ) -> Float[Tensor, " layers"]:
-    """Cross-entropy whose target is the IoU of the matched pair (Zhang et al. 2021, "VarifocalNet", eq. 2).
+    """Cross-entropy whose target is the `quality` of the matched pair (Zhang et al. 2021, "VarifocalNet", eq. 2).
 
-    This is what makes the scores, and with them query selection, aware of the IoU (RT-DETR, section 4.3).
+    With the IoU as the quality, this is what makes the scores, and with them query selection, aware of the IoU
+    (RT-DETR, section 4.3).
     """
-    predicted = boxes_cxcywh[matches.layer, matches.image, matches.query].detach()
-    iou = box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(targets.boxes_cxcywh[matches.target]))
     at = (matches.layer, matches.image, matches.query, targets.labels[matches.target])
     target = torch.zeros_like(logits)
-    target[at] = iou.to(logits.dtype)
+    target[at] = quality.to(logits.dtype)
     weight = alpha * logits.detach().sigmoid() ** gamma
     weight[at] = target[at]
     return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none").sum(dim=(1, 2, 3))

@@ -1,4 +1,8 @@
-"""A copy of a model for deployment: norms and RepVGG branches folded into convolutions, unused layers dropped."""
+"""A copy of a model for deployment: norms and RepVGG branches folded into convolutions, unused layers dropped.
+
+And reading a model out early, after fewer decoder layers or with fewer queries than it was trained with, which trades
+accuracy for time without training again (paper, section 4.4 and table 5).
+"""
 
 import copy
 
@@ -6,18 +10,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from setdet.errors import UsageError
 from setdet.models.encoder import RepVGGBlock
 from setdet.models.layers import ConvNorm
+from setdet.models.queries import QuerySelection
 from setdet.models.rtdetr import RTDETR
 
 
-def fold(model: RTDETR) -> RTDETR:
+def fold(model: RTDETR, *, decoder_layers: int | None = None, queries: int | None = None) -> RTDETR:
     """A folded copy in evaluation mode with the same outputs; it cannot be trained any further.
 
     Every batch norm goes into its convolution, the two branches of a RepVGG block into one 3×3 convolution
     (Ding et al. 2021, section 3.3), and decoder layers that evaluation does not run are left out.
+
+    Args:
+        model: stays as it is.
+        decoder_layers: as in `read_out`.
+        queries: as in `read_out`.
+
+    Raises:
+        UsageError: as `read_out`.
     """
     folded = copy.deepcopy(model).eval()
+    read_out(folded, decoder_layers=decoder_layers, queries=queries)
     with torch.no_grad():
         for module in list(folded.modules()):
             if isinstance(module, ConvNorm):
@@ -26,10 +41,40 @@ def fold(model: RTDETR) -> RTDETR:
             if isinstance(module, RepVGGBlock):
                 _fold_branches(module)
     decoder = folded.decoder
+    changes = {"eval_layers": decoder.eval_layers, "queries": folded.query_selection.queries}
+    folded.config = model.config.model_copy(update={"decoder": model.config.decoder.model_copy(update=changes)})
     decoder.layers = decoder.layers[: decoder.eval_layers]
     decoder.class_heads = decoder.class_heads[: decoder.eval_layers]
     decoder.box_heads = decoder.box_heads[: decoder.eval_layers]
     return folded.requires_grad_(False)
+
+
+def read_out(model: RTDETR, *, decoder_layers: int | None = None, queries: int | None = None) -> None:
+    """Has a model run fewer decoder layers or fewer queries from now on; training still runs all of its layers.
+
+    Args:
+        model: changed in place, up and down as often as wanted; its weights and its `config` stay.
+        decoder_layers: how many run, the first ones; the last of them is read out. None: as before.
+        queries: how many encoder features are selected, the best ones. None: as before.
+
+    Raises:
+        UsageError: the model has fewer layers or queries, or its queries are learned: they have no order, so none can
+            be left out.
+    """
+    name, available, trained = model.config.name, len(model.decoder.layers), model.config.decoder.queries
+    if decoder_layers is not None and not 1 <= decoder_layers <= available:
+        raise UsageError(f"decoder_layers={decoder_layers}: {name} has {available}; ask for 1 to {available}.")
+    if queries is not None and not isinstance(model.query_selection, QuerySelection):
+        raise UsageError(
+            f"queries={queries}: {name} has learned queries, which have no order to cut them by; train with "
+            "query_source=encoder to run with fewer."
+        )
+    if queries is not None and not 1 <= queries <= trained:
+        raise UsageError(f"queries={queries}: {name} was trained to select {trained}; ask for 1 to {trained}.")
+    if decoder_layers is not None:
+        model.decoder.eval_layers = decoder_layers
+    if queries is not None:
+        model.query_selection.queries = queries
 
 
 def _fold_norm(module: ConvNorm) -> None:

@@ -3,6 +3,8 @@
 RT-DETR paper, section 4.2 and figure 4; CCFF is called CCFM in the paper's first version.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,20 +28,39 @@ FusedFeatures = tuple[
 class HybridEncoder(nn.Module):
     """(S3, S4, S5) of the backbone → (P3, P4, P5) of one width."""
 
-    def __init__(self, *, config: EncoderConfig, channels: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        *,
+        config: EncoderConfig,
+        channels: tuple[int, int, int],
+        interaction: Callable[..., nn.Module],
+        fusion: Callable[..., nn.Module],
+    ) -> None:
+        """`interaction(config=...)` makes what happens inside S5, `fusion(config=...)` what happens where levels meet.
+
+        In RT-DETR they are `AIFI` and `FusionBlock`; `setdet.models.ablations` has others.
+        """
         super().__init__()
         width = config.width
         self.input_proj = nn.ModuleList(ConvNorm(channels_in, width) for channels_in in channels)
-        self.aifi = AIFI(config=config)
+        self.aifi = interaction(config=config)
         self.lateral = nn.ModuleList(ConvNorm(width, width, activation="silu") for _ in range(2))
-        self.top_down = nn.ModuleList(FusionBlock(config=config) for _ in range(2))
+        self.top_down = nn.ModuleList(fusion(config=config) for _ in range(2))
         self.downsample = nn.ModuleList(ConvNorm(width, width, kernel=3, stride=2, activation="silu") for _ in range(2))
-        self.bottom_up = nn.ModuleList(FusionBlock(config=config) for _ in range(2))
+        self.bottom_up = nn.ModuleList(fusion(config=config) for _ in range(2))
 
     def forward(self, features: Features) -> FusedFeatures:
         s3, s4, s5 = (project(feature) for project, feature in zip(self.input_proj, features, strict=True))
+        return self.fuse(s3, s4, self.aifi(s5))
 
-        f5 = self.lateral[0](self.aifi(s5))
+    def fuse(
+        self,
+        s3: Float[Tensor, "batch width h3 w3"],
+        s4: Float[Tensor, "batch width h4 w4"],
+        f5: Float[Tensor, "batch width h5 w5"],
+    ) -> FusedFeatures:
+        """CCFF: top-down, then bottom-up."""
+        f5 = self.lateral[0](f5)
         f4 = self.lateral[1](self.top_down[0](torch.cat([_upsample(f5), s4], dim=1)))
         p3 = self.top_down[1](torch.cat([_upsample(f4), s3], dim=1))
 
@@ -110,14 +131,17 @@ class RepVGGBlock(nn.Module):
 
 
 def sine_cosine_positions(
-    height: int, width: int, channels: int, *, like: Tensor, temperature: float = 10000.0
+    height: int, width: int, channels: int, *, like: Tensor, step: int = 1, temperature: float = 10000.0
 ) -> Float[Tensor, "1 tokens channels"]:
-    """2-D positions [sin y, cos y, sin x, cos x] of a grid in row-major order, a quarter of the channels each."""
+    """2-D positions [sin y, cos y, sin x, cos x] of a grid in row-major order, a quarter of the channels each.
+
+    `step` is what y and x grow by from cell to cell.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     quarter = torch.arange(channels // 4, dtype=dtype, device=like.device)
     frequency = temperature ** (-quarter / (channels // 4))
-    angle_y = torch.arange(height, dtype=dtype, device=like.device)[:, None] * frequency
-    angle_x = torch.arange(width, dtype=dtype, device=like.device)[:, None] * frequency
+    angle_y = torch.arange(0, height * step, step, dtype=dtype, device=like.device)[:, None] * frequency
+    angle_x = torch.arange(0, width * step, step, dtype=dtype, device=like.device)[:, None] * frequency
     rows = torch.cat([angle_y.sin(), angle_y.cos()], dim=1)[:, None].expand(height, width, -1)
     columns = torch.cat([angle_x.sin(), angle_x.cos()], dim=1)[None].expand(height, width, -1)
     return torch.cat([rows, columns], dim=2).reshape(1, height * width, channels).to(like.dtype)

@@ -16,16 +16,17 @@ class RTDETROutput:
     Attributes:
         logits: class logits of every decoder layer that ran, first to last.
         boxes_cxcywh: boxes of every decoder layer that ran, first to last.
-        encoder_logits: class logits of the encoder features that were selected as queries.
-        encoder_boxes_cxcywh: boxes of those features.
+        encoder_logits: class logits of the encoder features that were selected as queries; None where queries are
+            learned.
+        encoder_boxes_cxcywh: boxes of those features; None where queries are learned.
         denoising_logits: as `logits`, for the denoising queries; None where there were none.
         denoising_boxes_cxcywh: as `boxes_cxcywh`, for the denoising queries; None where there were none.
     """
 
     logits: Float[Tensor, "layers batch queries classes"]
     boxes_cxcywh: Float[Tensor, "layers batch queries 4"]
-    encoder_logits: Float[Tensor, "batch queries classes"]
-    encoder_boxes_cxcywh: Float[Tensor, "batch queries 4"]
+    encoder_logits: Float[Tensor, "batch queries classes"] | None
+    encoder_boxes_cxcywh: Float[Tensor, "batch queries 4"] | None
     denoising_logits: Float[Tensor, "layers batch denoising classes"] | None = None
     denoising_boxes_cxcywh: Float[Tensor, "layers batch denoising 4"] | None = None
 

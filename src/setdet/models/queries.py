@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from setdet.models.layers import MLP
+from setdet.models.layers import MLP, inverse_sigmoid
 from setdet.models.variants import DecoderConfig
 
 PRIOR_PROBABILITY = 0.01  # of a class at the start, so that the first losses are not drowned by background
@@ -22,16 +22,16 @@ class SelectedQueries:
     """What query selection hands to the decoder and, for its own loss, to the output.
 
     Attributes:
-        content: the selected features, detached.
-        reference_cxcywh: their boxes (0 to 1), detached.
-        logits: their class logits.
-        boxes_cxcywh: their boxes (0 to 1).
+        content: the selected features, detached; or learned ones.
+        reference_cxcywh: their boxes (0 to 1), detached; or learned ones.
+        logits: class logits of the selected features; None where queries are learned.
+        boxes_cxcywh: boxes (0 to 1) of the selected features; None where queries are learned.
     """
 
     content: Float[Tensor, "batch queries width"]
     reference_cxcywh: Float[Tensor, "batch queries 4"]
-    logits: Float[Tensor, "batch queries classes"]
-    boxes_cxcywh: Float[Tensor, "batch queries 4"]
+    logits: Float[Tensor, "batch queries classes"] | None
+    boxes_cxcywh: Float[Tensor, "batch queries 4"] | None
 
 
 class QuerySelection(nn.Module):
@@ -61,6 +61,30 @@ class QuerySelection(nn.Module):
             reference_cxcywh=boxes.detach(),
             logits=logits.gather(1, chosen.expand(-1, -1, logits.shape[2])),
             boxes_cxcywh=boxes,
+        )
+
+
+class LearnedQueries(nn.Module):
+    """The same queries for every picture, learned: content and reference box (DETR; DAB-DETR, section 3.1).
+
+    What query selection is compared with. There is nothing to select by, and so no loss of its own.
+    """
+
+    def __init__(self, *, config: DecoderConfig) -> None:
+        super().__init__()
+        self.queries = config.queries
+        self.content = nn.Parameter(torch.randn(config.queries, config.width))
+        # Boxes of up to half the picture, spread all over it.
+        boxes = torch.rand(config.queries, 4) * torch.tensor([1.0, 1.0, 0.5, 0.5])
+        self.reference_logits = nn.Parameter(inverse_sigmoid(boxes, eps=0.01))
+
+    def forward(self, memory: Float[Tensor, "batch tokens width"], shapes: list[tuple[int, int]]) -> SelectedQueries:
+        batch = memory.shape[0]
+        return SelectedQueries(
+            content=self.content.expand(batch, -1, -1),
+            reference_cxcywh=self.reference_logits.sigmoid().expand(batch, -1, -1),
+            logits=None,
+            boxes_cxcywh=None,
         )
 
 

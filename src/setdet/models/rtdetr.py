@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from setdet.models.ablations import make_encoder
 from setdet.models.decoder import LEVELS, Decoder
 from setdet.models.denoising import DenoisingQueries
-from setdet.models.encoder import HybridEncoder
 from setdet.models.hgnetv2 import HGNetV2
 from setdet.models.layers import ConvNorm
 from setdet.models.outputs import RTDETROutput
-from setdet.models.queries import QuerySelection
+from setdet.models.queries import LearnedQueries, QuerySelection
 from setdet.models.resnet import ResNetVD
 from setdet.models.variants import ModelConfig, ResNetConfig, model_config
 
@@ -23,9 +23,13 @@ class RTDETR(nn.Module):
         self.config = config
         backbone = config.backbone
         self.backbone = ResNetVD(config=backbone) if isinstance(backbone, ResNetConfig) else HGNetV2(config=backbone)
-        self.encoder = HybridEncoder(config=config.encoder, channels=backbone.channels)
+        self.encoder = make_encoder(config.encoder, channels=backbone.channels)
         self.memory_proj = nn.ModuleList(ConvNorm(config.encoder.width, config.decoder.width) for _ in range(LEVELS))
-        self.query_selection = QuerySelection(config=config.decoder, num_classes=config.num_classes)
+        self.query_selection = (
+            QuerySelection(config=config.decoder, num_classes=config.num_classes)
+            if config.decoder.query_source == "encoder"
+            else LearnedQueries(config=config.decoder)
+        )
         self.decoder = Decoder(config=config.decoder, num_classes=config.num_classes)
         for module in self.backbone.modules():
             if isinstance(module, nn.Conv2d):

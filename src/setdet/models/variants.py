@@ -6,9 +6,9 @@ everything behind it half as wide. RT-DETRv2 (arXiv 2407.17140) is the same netw
 models named `-dsp` sample discretely.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, field_validator
 
 from setdet.config import Config, suggest
 from setdet.errors import ConfigError
@@ -58,14 +58,33 @@ class HGNetV2Config(Config):
 
 
 class EncoderConfig(Config):
-    """The efficient hybrid encoder (paper, section 4.2)."""
+    """The efficient hybrid encoder (paper, section 4.2), and what it is compared with (figure 3)."""
 
+    variant: Literal["A", "B", "C", "D", "D_S5", "E"] = Field(
+        default="E",
+        description="A: projections alone; B: attention inside each level, by one shared layer; C: attention over the "
+        "tokens of all levels together; D: B, then plain fusion by convolutions; D_S5: attention inside S5 alone, then "
+        "plain fusion; E: RT-DETR's own, AIFI and CCFF",
+    )
+    interaction: Literal["aifi", "none", "cross"] = Field(
+        default="aifi",
+        description="what happens inside S5 in the variants D_S5 and E: attention, nothing, or convolutions and "
+        "attention side by side that look at each other (after ICIF-Net)",
+    )
     width: int = Field(default=256, description="channels of every level")
     feedforward: int = Field(default=1024, description="hidden width of AIFI's feed-forward network")
     heads: int = 8
     aifi_layers: int = Field(default=1, description="transformer layers on S5")
     expansion: float = Field(default=1.0, description="width inside a fusion block, as a share of `width`")
     fusion_blocks: int = Field(default=3, description="RepVGG blocks in a fusion block")
+
+    @field_validator("interaction")
+    @classmethod
+    def _only_where_s5_is_by_itself(cls, interaction: str, info: Any) -> str:
+        variant = info.data.get("variant", "E")
+        if interaction != "aifi" and variant not in ("D_S5", "E"):
+            raise ValueError(f"variant {variant} has no interaction inside S5 to replace; use variant D_S5 or E")
+        return interaction
 
 
 class DecoderConfig(Config):
@@ -74,9 +93,9 @@ class DecoderConfig(Config):
     width: int = 256
     feedforward: int = 1024
     heads: int = 8
-    layers: int = Field(default=6, description="layers that are trained")
-    eval_layers: int | None = Field(default=None, description="layers that run in evaluation; None: all")
-    points: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+    layers: int = Field(default=6, ge=1, description="layers that are trained")
+    eval_layers: int | None = Field(default=None, ge=1, description="layers that run in evaluation; None: all")
+    points: int | tuple[int, int, int] = Field(
         default=4, description="sampling points of a query and head on every level, or on each of the three (RT-DETRv2)"
     )
     sampling: Sampling = Field(
@@ -84,7 +103,27 @@ class DecoderConfig(Config):
         description="a point reads its four nearest cells, or a single one: for runtimes without grid sampling, "
         "fine-tuned from bilinear weights (RT-DETRv2); the offsets of the points are not trained then",
     )
-    queries: int = Field(default=300, description="encoder features selected as queries")
+    queries: int = Field(default=300, ge=1, description="encoder features selected as queries")
+    query_source: Literal["encoder", "learned"] = Field(
+        default="encoder",
+        description="queries are the encoder's best features, or learned, the same for every picture (as in DETR); "
+        "learned ones have no encoder loss",
+    )
+
+    @field_validator("eval_layers")
+    @classmethod
+    def _only_trained_ones(cls, eval_layers: int | None, info: Any) -> int | None:
+        layers = info.data.get("layers")
+        if eval_layers is not None and layers is not None and eval_layers > layers:
+            raise ValueError(f"only {layers} layers are trained")
+        return eval_layers
+
+    @field_validator("points")
+    @classmethod
+    def _some_points(cls, points: int | tuple[int, int, int]) -> int | tuple[int, int, int]:
+        if min([points] if isinstance(points, int) else points) < 1:
+            raise ValueError("every level needs at least one point")
+        return points
 
     @property
     def points_per_level(self) -> tuple[int, int, int]:
