@@ -191,6 +191,7 @@ def test_train_makes_a_detector_that_loads(tmp_path: Path, monkeypatch: pytest.M
         ({"recipe": "papier"}, "There is no recipe 'papier'"),
         ({"image_size": 100}, "multiples of 32"),
         ({"overrides": ["epoch=3"]}, "Did you mean 'epochs'"),
+        ({"overrides": ["architecture=[encoder.interacion=cross]"]}, "Did you mean 'interaction'"),
         ({"out": "nowhere", "resume": True}, "there is no run to resume"),
     ],
 )

@@ -290,7 +290,7 @@ def test_val_pictures_without_boxes_have_no_ap(
 
 
 def test_fewer_pictures_than_a_batch(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"6 pictures to train on, one batch of 16.*--batch-size\) 6 or less"):
+    with pytest.raises(TrainingError, match=r"6 pictures to train on, .* one batch of 16.*--batch-size\) 6 or less"):
         train(dataset, tiny(batch_size=16), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -383,6 +383,12 @@ def test_gradient_that_is_not_finite_leaves_the_last_sound_state(
 def test_a_finished_run_has_a_report_from_python_too(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tiny(epochs=1), out=tmp_path / "run")
     assert "tiny" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_model_itself_can_be_changed_by_a_run(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tiny(epochs=1, architecture=["encoder.interaction=none", "decoder.layers=1"]), out=tmp_path / "run")
+    _, model = load_model(tmp_path / "run" / "last.safetensors")
+    assert (model.config.encoder.interaction, len(model.decoder.layers)) == ("none", 1)
 
 
 def test_resuming_does_not_need_what_the_run_started_from(

@@ -214,8 +214,9 @@ def train(
 
     # Imported last: it takes seconds, and what is wrong with the call was said by now.
     from setdet.training.run import train as run_training
-    from setdet.training.setup import check_folder
+    from setdet.training.setup import check_folder, configured_model
 
+    configured_model(config, num_classes=1)
     check_folder(folder, resume=resume)  # before the data is read, which takes its time
     dataset = read_dataset(Path(data))
     _announce(dataset)

@@ -18,6 +18,11 @@ class TrainConfig(Config):
 
     model: str = Field(default="rtdetr-r18", description="which model to build; `setdet models` lists them")
     queries: int = Field(default=100, ge=1, description="encoder features selected as object queries")
+    architecture: tuple[str, ...] = Field(
+        default=(),
+        description="changes to the model's own configuration, such as 'encoder.interaction=cross'; "
+        "docs/model.md tells of them",
+    )
     init: str | None = Field(
         default=None,
         description="weights to start from: a checkpoint, a run folder or a catalog name; None: from scratch",

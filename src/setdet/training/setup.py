@@ -96,9 +96,13 @@ def augment_in(epoch: int, config: TrainConfig) -> AugmentConfig:
 
 
 def configured_model(config: TrainConfig, num_classes: int) -> ModelConfig:
-    """The model's configuration with the run's number of queries and the data's number of classes."""
-    known = model_config(config.model, num_classes=num_classes)
-    return known.model_copy(update={"decoder": known.decoder.model_copy(update={"queries": config.queries})})
+    """The model's configuration with the run's changes and number of queries, and the data's number of classes.
+
+    Raises:
+        ConfigError: there is no such model, or a change does not fit it.
+    """
+    changes = [*config.architecture, f"decoder.queries={config.queries}"]
+    return model_config(config.model, num_classes=num_classes).override(changes)
 
 
 @dataclass(frozen=True)
