@@ -47,6 +47,18 @@ def test_it_gives_what_the_model_gives(model: RTDETR) -> None:
             assert (np.abs(corners[same] - box).max(axis=1) < 2e-3).any()
 
 
+def test_fewer_layers_and_queries(model: RTDETR) -> None:
+    images = pictures(1)
+    layers = model.config.decoder.layers
+    all_of_it = TorchRuntime(model=model)(images)
+    for found, expected in zip(TorchRuntime(model=model, decoder_layers=layers)(images), all_of_it, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    early = TorchRuntime(model=model, decoder_layers=1, queries=5)(images)
+    assert early[0].shape == (1, 5, 4) and not np.allclose(early[1], all_of_it[1][:, :5])
+    with pytest.raises(UsageError, match=rf"decoder_layers=9.* 1 to {layers}"):
+        TorchRuntime(model=model, decoder_layers=9)
+
+
 def test_results_are_sorted_and_inside(model: RTDETR) -> None:
     boxes, scores, labels = TorchRuntime(model=model)(pictures(1))
     assert (np.diff(scores) <= 0).all() and (scores >= 0).all() and (scores <= 1).all()

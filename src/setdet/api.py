@@ -30,6 +30,8 @@ def load(
     *,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    decoder_layers: int | None = None,
+    queries: int | None = None,
 ) -> "Detector":
     """Loads a trained detector.
 
@@ -37,10 +39,12 @@ def load(
         source: a `.safetensors` file of ours, a run folder, or a name in the catalog such as "rtdetr-n/surfaces".
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
         precision: arithmetic of the network.
+        decoder_layers: run only the first ones and take what the last of them says: faster, at some accuracy.
+        queries: select only so many, the best ones: faster, where pictures hold few objects.
 
     Raises:
         WeightsError: it is none of the three (a model's name alone is not: it says nothing of the weights), or broken.
-        UsageError: the device or precision is not there.
+        UsageError: the device or precision is not there, or the model has fewer decoder layers or queries.
         MissingExtraError: PyTorch is not installed.
     """
     path = resolve(os.fspath(source))
@@ -49,7 +53,9 @@ def load(
     from setdet.runtime.torch import TorchRuntime
 
     info, model = load_model(path)
-    runtime = TorchRuntime(model=model, device=device, precision=precision)
+    runtime = TorchRuntime(
+        model=model, device=device, precision=precision, decoder_layers=decoder_layers, queries=queries
+    )
     predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
     return Detector(predictor=predictor, info=info)
 

@@ -31,6 +31,8 @@ def val(
     confidence: Annotated[float | None, typer.Option(help="Also precision and recall at this score.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    decoder_layers: Annotated[int | None, typer.Option(help="Run only the first so many.  [default: all]")] = None,
+    queries: Annotated[int | None, typer.Option(help="Select only the best so many.  [default: all]")] = None,
 ) -> None:
     """Measure weights: COCO AP, precision, recall, class by class.
 
@@ -38,7 +40,7 @@ def val(
     """
     from setdet.api import load
 
-    detector = load(weights, device=device)
+    detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
     measured = detector.evaluate(data, split=split, confidence=confidence, progress=sys.stderr.isatty())
     values = measured.to_dict()
     if as_json:

@@ -23,23 +23,35 @@ class TorchRuntime:
     bits would move a box by pixels.
     """
 
-    def __init__(self, *, model: RTDETR, device: str = "cpu", precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        *,
+        model: RTDETR,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        decoder_layers: int | None = None,
+        queries: int | None = None,
+    ) -> None:
         """Copies and folds `model`, which stays as it is.
 
         Args:
             model: the trained model.
             device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
             precision: arithmetic of convolutions and matrix products.
+            decoder_layers: how many run, the first ones; None: as trained.
+            queries: how many are selected, the best ones; None: as trained.
 
         Raises:
-            UsageError: the device is not there, or the precision is not one of the three.
+            UsageError: the device is not there, the precision is not one of the three, or the model has fewer decoder
+                layers or queries.
         """
         if precision not in _DTYPES:
             raise UsageError(f"There is no precision '{precision}'. Known: {', '.join(_DTYPES)}.")
         self.device = select_device(device)
         self.precision = precision
-        self.top_k = model.config.decoder.queries
-        self._model = fold(model).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folded = fold(model, decoder_layers=decoder_layers, queries=queries).to(self.device)
+        self.top_k = folded.config.decoder.queries
+        self._model = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Detects; formats as in `Runtime`.
