@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from setdet.data import coco, voc, yolo
 from setdet.data.loader import load_sample
-from setdet.data.schema import Sample
+from setdet.data.schema import Dataset, Sample
 from setdet.data.sources import read_dataset
 from setdet.errors import DataError, OutputError
 
@@ -135,6 +135,14 @@ def test_voc_by_split_with_pictures_in_folders_of_classes(tmp_path: Path) -> Non
     assert "2 boxes marked difficult are kept as ordinary boxes." in dataset.notes
 
 
+def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "a{b}c {} Fläche {count}"
+    xml(folder / "1.xml", ("pit", 1, 1, 5, 5))
+    for stem in ("1", "2"):
+        picture(folder / f"{stem}.png")
+    assert f"1 pictures in {folder} have no XML file and are left out." in read_dataset(folder).notes
+
+
 def test_voc_with_lists_of_splits(tmp_path: Path) -> None:
     for stem in ("a", "b", "c"):
         picture(tmp_path / f"JPEGImages/{stem}.jpg")
@@ -195,6 +203,34 @@ def test_coco_maps_ids_with_gaps_clips_and_keeps_crowds(tmp_path: Path) -> None:
     assert record.labels.tolist() == [1] and record.crowd.tolist() == [True]
     np.testing.assert_array_equal(record.boxes_xyxy_px, [[25, 2, 30, 6]])
     assert any("1 boxes reached over the edge" in note for note in dataset.notes)
+
+
+def coco_of(folder: Path, *annotations: dict[str, object]) -> Dataset:
+    """A data set of one picture with these annotations."""
+    picture(folder / "a.png")
+    given = [{"id": number, "image_id": 7, "category_id": 90} | one for number, one in enumerate(annotations)]
+    (folder / "val.json").write_text(json.dumps(coco_content(annotations=given)))
+    return read_dataset(folder / "val.json")
+
+
+def test_coco_areas_of_segments_are_kept_and_nonsense_is_that_of_the_box(tmp_path: Path) -> None:
+    boxes = [[index, 0, 4, 5] for index in range(7)]
+    stated: list[object] = [7.5, 0, None, -1, float("nan"), "9", 10**400]
+    dataset = coco_of(tmp_path, *({"bbox": box, "area": area} for box, area in zip(boxes, stated, strict=True)))
+    (record,) = dataset.splits["val"]
+    assert record.areas_px is not None and record.areas_px.tolist() == [7.5, 0, 20, 20, 20, 20, 20]
+    assert any(note.startswith("4 areas are no number of pixels") for note in dataset.notes)
+
+
+def test_coco_without_areas_goes_by_the_boxes(tmp_path: Path) -> None:
+    (record,) = coco_of(tmp_path, {"bbox": [1, 1, 4, 5]}).splits["val"]
+    assert record.areas_px is None
+
+
+def test_coco_boxes_without_an_area_are_left_out(tmp_path: Path) -> None:
+    dataset = coco_of(tmp_path, {"bbox": [1, 1, 1.03, 0.0]}, {"bbox": [1, 1, 4, 5]})  # as in instances_train2017
+    assert [record.boxes_xyxy_px.tolist() for record in dataset.splits["val"]] == [[[1, 1, 5, 6]]]
+    assert any(note.startswith("1 boxes have no width or no height") for note in dataset.notes)
 
 
 def test_coco_as_a_file_and_by_folders_of_splits(tmp_path: Path) -> None:

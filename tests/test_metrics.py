@@ -97,7 +97,8 @@ def by_pycocotools(records: list[Record], found: list[Detections]) -> tuple[NDAr
     """The twelve figures, and (AP, AP50) of each class; −1 where undefined."""
     annotations, results = [], []
     for image, one in enumerate(records, start=1):
-        for box, label, crowd in zip(one.boxes_xyxy_px.tolist(), one.labels, one.crowd, strict=True):
+        areas = [None] * len(one.labels) if one.areas_px is None else one.areas_px.tolist()
+        for box, label, crowd, area in zip(one.boxes_xyxy_px.tolist(), one.labels, one.crowd, areas, strict=True):
             x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
             annotations.append(
                 {
@@ -105,7 +106,7 @@ def by_pycocotools(records: list[Record], found: list[Detections]) -> tuple[NDAr
                     "image_id": image,
                     "category_id": int(label) + 1,
                     "bbox": [x, y, w, h],
-                    "area": w * h,
+                    "area": w * h if area is None else area,
                     "iscrowd": int(crowd),
                 }
             )
@@ -183,6 +184,23 @@ def test_ap_equals_pycocotools_on_boxes_of_every_size() -> None:
         found = [dataclasses.replace(one, boxes_xyxy_px=one.boxes_xyxy_px * np.float32(scale)) for one in found]
         metrics = assert_equal_to_pycocotools(larger, found)
         assert (metrics.ap_large is None) == (scale < 1)
+
+
+@pytest.mark.parametrize("crowd", [0.0, 0.3])
+def test_ap_by_size_goes_by_the_areas_of_the_segments(crowd: float) -> None:
+    records, found = random_case(9, pictures=30, crowd=crowd)
+    rng = np.random.default_rng(0)
+    segments = [
+        dataclasses.replace(
+            one,
+            areas_px=rng.uniform(0.1, 1, len(one.labels))
+            * np.prod(np.diff(one.boxes_xyxy_px.reshape(-1, 2, 2), axis=1), axis=(1, 2)),
+        )
+        for one in records
+    ]
+    by_boxes, by_segments = coco_metrics(records, found, NAMES), assert_equal_to_pycocotools(segments, found)
+    assert by_segments.ap == by_boxes.ap
+    assert by_segments.ap_small != by_boxes.ap_small and by_segments.ap_medium != by_boxes.ap_medium
 
 
 NOTHING = detections(np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64))

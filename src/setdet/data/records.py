@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from setdet.config import suggest
 from setdet.data.schema import Record
@@ -85,12 +86,16 @@ def check_class_names(names: Sequence[str], *, source: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RawBox:
-    """One box as a file states it: a class, corners in pixels (half-open), and a name for messages."""
+    """One box as a file states it: a class, corners in pixels (half-open), and a name for messages.
+
+    `area_px` is the object's, where the file states one besides the box.
+    """
 
     label: int
     xyxy_px: tuple[float, float, float, float]
     where: str
     crowd: bool = False
+    area_px: float | None = None
 
 
 @dataclass
@@ -100,7 +105,7 @@ class RecordBuilder:
     Attributes:
         clipped: boxes that reached over their picture's edge.
         duplicates: boxes that stood twice.
-        remarks: other things to tell the user, each with how often it happened.
+        remarks: other things to tell the user, each with how often it happened; the first `{count}` in it says so.
     """
 
     clipped: int = 0
@@ -124,23 +129,25 @@ class RecordBuilder:
             raise DataError(
                 f"{source}: declares a size of {width}×{height} pixels for {image.name}. Write its real size."
             )
-        kept: dict[tuple[object, ...], None] = {}
+        kept: dict[tuple[object, ...], float | None] = {}
         for box in boxes:
             entry = (box.label, *self._clip(box, height, width, source), box.crowd)
             self.duplicates += entry in kept
-            kept[entry] = None
+            kept.setdefault(entry, box.area_px)
+        boxes_xyxy_px = np.array([entry[1:5] for entry in kept], dtype=np.float32).reshape(-1, 4)
         return Record(
             image=image,
             height=height,
             width=width,
-            boxes_xyxy_px=np.array([entry[1:5] for entry in kept], dtype=np.float32).reshape(-1, 4),
+            boxes_xyxy_px=boxes_xyxy_px,
             labels=np.array([entry[0] for entry in kept], dtype=np.int64),
             crowd=np.array([entry[5] for entry in kept], dtype=np.bool_),
+            areas_px=_areas(list(kept.values()), boxes_xyxy_px),
         )
 
     def notes(self) -> tuple[str, ...]:
         """What was repaired, one line each."""
-        lines = [remark.format(count=count) for remark, count in self.remarks.items()]
+        lines = [remark.replace("{count}", str(count), 1) for remark, count in self.remarks.items()]
         if self.clipped:
             lines.append(f"{self.clipped} boxes reached over the edge of their picture and were clipped to it.")
         if self.duplicates:
@@ -167,6 +174,14 @@ class RecordBuilder:
         if max(abs(a - b) for a, b in zip(clipped, (left, top, right, bottom), strict=True)) > _ROUNDING_PX:
             self.clipped += 1
         return clipped
+
+
+def _areas(stated: Sequence[float | None], boxes_xyxy_px: NDArray[np.float32]) -> NDArray[np.float64] | None:
+    """The stated areas, completed by those of the boxes; None where none is stated."""
+    if all(area is None for area in stated):
+        return None
+    of_boxes = np.prod(boxes_xyxy_px[:, 2:].astype(np.float64) - boxes_xyxy_px[:, :2], axis=1)
+    return np.array([box if area is None else area for area, box in zip(stated, of_boxes, strict=True)], np.float64)
 
 
 def unknown_class(name: str, known: Sequence[str], *, source: object) -> DataError:

@@ -19,6 +19,8 @@ class Record:
         boxes_xyxy_px: corners in pixels, origin at the outer corner of the first pixel, half-open (0 to width).
         labels: class index of every box, into the data set's `class_names`.
         crowd: boxes that stand for a group (COCO `iscrowd`): no target in training, an ignore region in AP.
+        areas_px: (n,) float64, what AP calls small, medium and large by: COCO's `area`, which is that of the segment;
+            None: that of the boxes.
     """
 
     image: Path
@@ -27,6 +29,7 @@ class Record:
     boxes_xyxy_px: NDArray[np.float32]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
+    areas_px: NDArray[np.float64] | None = None
 
 
 def check_size(record: Record, height: int, width: int) -> None:

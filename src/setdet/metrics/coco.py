@@ -32,7 +32,8 @@ class CocoMetrics:
     Attributes:
         ap: mean over IoU 0.50, 0.55 … 0.95 and over classes that have boxes; at most 100 detections a picture.
         ap50, ap75: at one IoU.
-        ap_small, ap_medium, ap_large: for boxes of an area up to 32², up to 96², and above, in pixels.
+        ap_small, ap_medium, ap_large: for objects of an area up to 32², up to 96², and above, in pixels; the truth's is
+            `Record.areas_px`, a detection's is that of its box.
         ar1, ar10, ar100: mean recall with at most so many detections a picture.
         per_class: in the order of the class names.
     """
@@ -107,10 +108,14 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def _truth(records: Sequence[Record], class_names: Sequence[str]) -> COCO:
     annotations: list[dict[str, Any]] = []
     for image, record in enumerate(records, start=1):
+        first = len(annotations)
         for box, label, crowd in zip(
             record.boxes_xyxy_px.tolist(), record.labels.tolist(), record.crowd.tolist(), strict=True
         ):
             annotations.append({**_annotation(len(annotations) + 1, image, label, box), "iscrowd": int(crowd)})
+        if record.areas_px is not None:
+            for annotation, area in zip(annotations[first:], record.areas_px.tolist(), strict=True):
+                annotation["area"] = area
     return _coco(
         {
             "info": {},
