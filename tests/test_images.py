@@ -68,13 +68,11 @@ def test_size_of_files_without_a_short_way_is_decoded(tmp_path: Path) -> None:
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "empty.png").write_bytes(b"")
     Image.fromarray(random_image(200, 200)).save(tmp_path / "whole.jpg")
     data = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "short.jpg").write_bytes(data[: len(data) // 2])
     for name, words in {
         "text.png": "cannot be decoded",
-        "empty.png": "cannot be decoded",
         "short.jpg": "cut short",
         "missing.png": "cannot be read",
     }.items():
@@ -138,3 +136,10 @@ def test_letterbox_keeps_the_aspect_on_black() -> None:
 def test_input_sizes_must_be_multiples_of_32() -> None:
     with pytest.raises(ConfigError, match="multiples of 32"):
         Preprocessing.from_dict({"image_size": [224, 230]})
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"a\.png: the file is empty"):
+            read(tmp_path / "a.png")

@@ -140,11 +140,13 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         ImageError: the file is missing, cut short, or no picture.
     """
     data = _read_bytes(path)
+    if not data:
+        raise ImageError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         # OpenCV would fill the missing part with grey and say nothing.
         raise ImageError(f"{path}: the JPEG file is cut short. Copy it again from its source, or remove it.")
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"{path}: cannot be decoded as a picture ({error.err}).") from None
     if decoded is None:
