@@ -9,7 +9,7 @@ import pytest
 
 from setdet.cli import main
 from setdet.models.variants import MODELS
-from small_data import CLASS_NAMES, SMALL, voc_text, write_voc, write_weights
+from small_data import SMALL, voc_text, write_voc, write_weights
 
 Refused = Callable[..., str]
 
@@ -253,7 +253,3 @@ def test_wrong_words_are_exit_code_2(capfd: pytest.CaptureFixture[str]) -> None:
     for arguments in (["trian"], ["train"], ["val", "--no-such-flag"], ["demo", "too", "much"]):
         assert main(arguments) == 2
         assert "Traceback" not in capfd.readouterr().err
-
-
-def test_the_classes_are_those_of_the_data() -> None:
-    assert CLASS_NAMES == tuple(sorted(CLASS_NAMES))  # VOC without classes.txt sorts them: what the tests above rely on

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 import setdet
 from setdet.cli import app
+from setdet.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -93,6 +94,17 @@ def test_commands_exist(document: Path) -> None:
             assert {word for word in words[1:] if "=" not in word} <= targets, words
         if words[0] == "python" and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), words[1]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_fields_that_are_set_exist(document: Path) -> None:
+    quoted = re.findall(r"--set[ =]('[^']+'|\"[^\"]+\"|[^\s`)]+)", document.read_text(encoding="utf-8"))
+    assignments = [one.strip("'\"") for one in quoted if "=" in one and one != "section.field=value"]
+    TrainConfig().override(assignments)
+
+
+def test_the_readme_shows_a_field_that_is_set() -> None:
+    assert "--set augment." in (ROOT / "README.md").read_text(encoding="utf-8")  # what the test above reads
 
 
 def test_a_wrong_command_is_noticed() -> None:
