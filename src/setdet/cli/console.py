@@ -30,8 +30,12 @@ def show(message: str) -> None:
 
 
 def show_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], *, text_columns: int = 1) -> None:
-    """A table on the standard output; the first `text_columns` are aligned to the left, numbers to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    """A table on the standard output; the first `text_columns` are aligned to the left, numbers to the right.
+
+    Columns that are all called "" have no line of names above them.
+    """
+    columns = list(columns)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, column in enumerate(columns):
         justify = "left" if index < text_columns else "right"
         table.add_column(column, justify=justify, header_style="bold", no_wrap=True)  # type: ignore[arg-type]

@@ -37,7 +37,8 @@ def demo(
     from setdet.images import read_image
     from setdet.report.demo import write_demo_report
     from setdet.report.measured import measure, shown
-    from setdet.report.sheet import contact_sheet, draw_found_and_true, encode
+    from setdet.report.pairing import pair
+    from setdet.report.sheet import add_legend, contact_sheet, draw_found_and_true, encode
 
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; --out must be a folder. Choose another.")
@@ -60,7 +61,7 @@ def demo(
         ]
         out.mkdir(parents=True, exist_ok=True)
         sheet = out / "sheet.png"
-        sheet.write_bytes(encode(contact_sheet(drawn)))
+        sheet.write_bytes(encode(add_legend(contact_sheet(drawn))))
         seconds = time.perf_counter() - started
         page = write_demo_report(
             out / "report.html",
@@ -81,10 +82,12 @@ def demo(
     )
     found = sum(len(detections) for detections in measured.detections)
     true = sum(len(record.labels) for record in measured.records)
+    right = sum(pair(*both).right for both in zip(measured.records, measured.detections, strict=True))
     show("")
+    show(f"AP50    {shown(measured.values['ap50'])}, from 0 to 1: boxes at every score, mean of the classes")
+    show(f"recall  {right} of the {true} defects that are there were found")
     show(
-        f"AP50 {shown(measured.values['ap50'])}: {found} boxes found from a score of {measured.confidence:.2f} up; "
-        f"{true} are there."
+        f"precision  {right} of the {found} boxes drawn are right; those with a score from {measured.confidence:.2f} up"
     )
     show(f"sheet   {sheet}")
     show(f"report  {page}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from setdet.cli.console import show, show_error
+from setdet.cli.console import say, show, show_error
 from setdet.cli.folders import next_unused, unused
 from setdet.errors import UsageError
 
@@ -23,17 +23,21 @@ def predict(
     weights: Annotated[
         str, typer.Argument(help="A .safetensors file, a run folder, or a name such as rtdetr-n/surfaces.")
     ],
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Pictures: files, folders, globs.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures: files, folders, globs.")],
     out: Annotated[Path | None, typer.Option(help="New folder for the results.  [default: predictions]")] = None,
     threshold: Annotated[float, typer.Option(help="Lowest score to keep, 0 to 1.")] = 0.5,
     save: Annotated[
         list[str] | None, typer.Option(help="Also write detections as json, coco, yolo or csv; repeatable.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object a picture, one a line; `--save json` writes a file.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Find objects on pictures, and draw them.
 
-    A broken picture is named and left out; the exit code is 1 then.
+    A broken picture is named and left out; the exit code is 1 then. A run that is interrupted leaves whole files of
+    what it has done.
     """
     from setdet.api import load
     from setdet.config import suggest
@@ -60,15 +64,24 @@ def predict(
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(paths)
     found: list[Detections] = []
-    for detections in detector.stream(paths, threshold=threshold, on_error=name_broken):
-        _draw(detections, folder / names[Path(detections.source)])
-        show(f"{detections.source}: {_summary(detections)}")
-        found.append(detections)
-    for name in formats:
-        for place, text in _documents(name, found, names).items():
-            write_atomically(folder / place, text)
-
-    show(f"{len(found)} of {len(paths)} pictures, {sum(map(len, found))} detections → {folder}")
+    try:
+        for detections in detector.stream(paths, threshold=threshold, on_error=name_broken):
+            try:
+                _draw(detections, folder / names[Path(detections.source)])
+            except ImageError as error:
+                name_broken(detections.source, error)
+                continue
+            found.append(detections)
+            if as_json:
+                typer.echo(json.dumps(detections.to_dict(), ensure_ascii=False))
+            else:
+                show(f"{detections.source}: {_summary(detections)}")
+    finally:  # interrupted or failed, too: nobody looks at the first thousand pictures twice
+        for name in formats:
+            for place, text in _documents(name, found, names).items():
+                write_atomically(folder / place, text)
+        tell = say if as_json else show
+        tell(f"{len(found)} of {len(paths)} pictures, {sum(map(len, found))} detections → {folder}")
     if broken:
         show_error(f"{len(broken)} of {len(paths)} pictures could not be read; they are named above.")
         raise typer.Exit(code=1)
@@ -97,13 +110,26 @@ def _summary(detections: "Detections") -> str:
 
 
 def _draw(detections: "Detections", target: Path) -> None:
+    """Writes the picture with its detections.
+
+    Raises:
+        ImageError: the picture is no longer what it was when it was looked at.
+        OutputError: the drawing cannot be written.
+    """
     from setdet.draw import draw_detections
+    from setdet.errors import ImageError, OutputError
     from setdet.images import read_image
     from setdet.report.sheet import encode
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw_detections(read_image(Path(detections.source)), detections)
-    target.write_bytes(encode(drawn, kind="jpeg" if target.suffix == ".jpg" else "png"))
+    image = read_image(Path(detections.source))
+    if image.shape[:2] != detections.image_size:
+        raise ImageError(f"{detections.source}: the picture changed while it was being looked at. Run again on it.")
+    drawn = encode(draw_detections(image, detections), kind="jpeg" if target.suffix == ".jpg" else "png")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(drawn)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror}). Free some space.") from None
 
 
 def _documents(format_name: str, found: "list[Detections]", names: dict[Path, Path]) -> dict[Path, str]:

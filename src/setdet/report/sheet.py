@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
-from setdet.draw import draw_detections
+from setdet.draw import PALETTE, draw_detections
 from setdet.errors import UsageError
 
+_INK = (230, 230, 230)
 _BACKGROUND = 24  # a neutral dark grey, on which light and dark pictures both stand out
 
 
@@ -67,6 +68,20 @@ def contact_sheet(
         left = gap + column * pitch + (tile - width) // 2
         sheet[top : top + height, left : left + width] = fitted
     return sheet
+
+
+def add_legend(sheet: NDArray[np.uint8], *, height: int = 40) -> NDArray[np.uint8]:
+    """A sheet of `draw_found_and_true` over a strip that says what its lines mean; (height + strip, width, 3)."""
+    strip = np.full((height, sheet.shape[1], 3), _BACKGROUND, np.uint8)
+    middle, left = height // 2, 8
+    for text, dashed in (("found, with class and score", False), ("truth", True)):
+        if dashed:
+            _dashed_line(strip, (left, middle), (left + 40, middle))
+        else:
+            cv2.line(strip, (left, middle), (left + 40, middle), PALETTE[0], 3)
+        cv2.putText(strip, text, (left + 50, middle + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+        left += 50 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 30
+    return np.concatenate([sheet, strip])
 
 
 def encode(image: NDArray[np.uint8], *, kind: Literal["jpeg", "png"] = "png") -> bytes:
