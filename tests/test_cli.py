@@ -80,7 +80,7 @@ def test_failures_become_one_message_and_a_code(
         def fail(error: BaseException = error) -> object:
             raise error
 
-        monkeypatch.setattr("setdet.cli.models._parameter_counts", fail)
+        monkeypatch.setattr("setdet.cli.models._model_rows", fail)
         assert main(["models"]) == code
         assert text in capsys.readouterr().err
 
@@ -89,7 +89,7 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> object:
         raise ModuleNotFoundError("no setdet.typo", name="setdet.typo")
 
-    monkeypatch.setattr("setdet.cli.models._parameter_counts", fail)
+    monkeypatch.setattr("setdet.cli.models._model_rows", fail)
     with pytest.raises(ModuleNotFoundError):
         main(["models"])
 

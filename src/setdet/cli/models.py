@@ -5,25 +5,17 @@ from setdet.cli.console import out, say, show_table
 
 def models() -> None:
     """List the models that can be trained, and the weights that are in the package."""
-    from setdet.models.variants import MODELS
+    from setdet.models.facts import FACTS
     from setdet.weights.catalog import CATALOG
 
-    counts = _parameter_counts()
-    show_table(
-        ("model", "parameters", "backbone", "width", "decoder layers"),
-        [
-            (
-                name,
-                f"{counts[name] / 1e6:.1f} M" if counts else "?",
-                model.backbone.kind,
-                model.encoder.width,
-                model.decoder.layers,
-            )
-            for name, model in MODELS.items()
-        ],
+    show_table(("model", "parameters", "GFLOPs", "folded", "COCO AP", "published by"), _model_rows())
+    say(
+        "For 80 classes and one picture at 640×640; a multiply-add counts as two. Folded: as deployed. The APs are "
+        "those of the published weights; they were not measured here."
     )
-    if not counts:
-        say("Parameters are counted where PyTorch is installed: pip install 'setdet[train]'")
+    sources = {facts.source.title: facts.source.url for facts in FACTS.values() if facts.source}
+    for title, url in sources.items():
+        say(f"  {title}: {url}")
     out.print()
     show_table(
         ("weights", "licence", "trained on"),
@@ -32,14 +24,24 @@ def models() -> None:
     )
 
 
-def _parameter_counts() -> dict[str, int]:
-    """Parameters of every model for the 80 classes of COCO; empty without PyTorch."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return {}
-    from setdet.models.rtdetr import build_model
+def _model_rows() -> list[tuple[str, ...]]:
+    from setdet.models.facts import FACTS
     from setdet.models.variants import MODELS
 
-    with torch.device("meta"):  # shapes alone: no memory is filled
-        return {name: sum(part.numel() for part in build_model(name).parameters()) for name in MODELS}
+    rows: list[tuple[str, ...]] = []
+    for name in MODELS:
+        if name not in FACTS:
+            rows.append((name, *"?????"))
+            continue
+        facts = FACTS[name]
+        rows.append(
+            (
+                name,
+                f"{facts.parameters / 1e6:.1f} M",
+                f"{facts.gflops:.1f}",
+                f"{facts.gflops_folded:.1f}",
+                "-" if facts.coco_ap is None else f"{facts.coco_ap:.1f}",
+                "-" if facts.source is None else facts.source.title,
+            )
+        )
+    return rows
