@@ -1,38 +1,38 @@
-"""Our checkpoint: one safetensors file that rebuilds the model with nothing else.
+"""Checkpoints: our own format, and one door for all others.
 
-The metadata holds `CheckpointInfo` as JSON: the model's configuration, class names, pre-processing, history.
+Ours is one safetensors file that rebuilds the model with nothing else: its metadata holds `CheckpointInfo` as JSON.
+Others are the RT-DETR authors' `.pth` files and the folders of `transformers`.
 """
 
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
-from setdet.config import Config
 from setdet.errors import ConfigError, WeightsError
-from setdet.images import Preprocessing
-from setdet.models.variants import ModelConfig
+from setdet.weights import transformers
+from setdet.weights.info import METADATA_KEY, CheckpointInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from setdet.models.rtdetr import RTDETR
 
-_KEY = "setdet"
+__all__ = [
+    "CheckpointInfo",
+    "initialize_from",
+    "load_backbone",
+    "load_checkpoint",
+    "load_model",
+    "read_info",
+    "save_checkpoint",
+]
+
 _CLASS_HEADS = ("query_selection.class_head.", "decoder.class_heads.", "decoder.denoising_embedding.")
-
-
-class CheckpointInfo(Config):
-    """What a checkpoint says of itself; every runtime obeys it."""
-
-    model: ModelConfig
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    history: dict[str, Any] = Field(default_factory=dict, description="how the weights came about, free form")
+_TORCH_SAVE = (b"PK", b"\x80")  # a zip archive, or a bare pickle
 
 
 def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointInfo) -> None:
@@ -43,7 +43,7 @@ def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointI
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={_KEY: json.dumps(info.to_dict())})
+        save_file(tensors, name, metadata={METADATA_KEY: json.dumps(info.to_dict())})
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o644)
@@ -53,45 +53,41 @@ def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointI
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """Reads the metadata alone, without torch.
+    """What a checkpoint says of itself; torch is needed for the authors' `.pth` files alone.
 
     Raises:
-        WeightsError: the file is missing, is no safetensors file, or is not one of ours.
+        WeightsError: the path is missing, broken, or in none of the known formats.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path}: is not a safetensors file, or is cut short ({error}). "
-            "Pickled checkpoints (.pt, .pth) are never executed; export them to safetensors first."
-        ) from None
-    if _KEY not in metadata:
-        raise WeightsError(f"{path}: is a safetensors file without setdet's metadata, so its model is unknown.")
-    try:
-        return CheckpointInfo.from_dict(json.loads(metadata[_KEY]), source=str(path))
-    except (json.JSONDecodeError, ConfigError) as error:
-        raise WeightsError(f"{path}: its metadata cannot be read: {error}") from None
+    match _format(path):
+        case "setdet":
+            return _read_own_info(path)
+        case "transformers":
+            return transformers.read_info(_folder(path))
+        case "authors":
+            from setdet.weights import authors
+
+            return authors.read_info(path)
 
 
 def load_checkpoint(path: Path) -> "tuple[CheckpointInfo, dict[str, Tensor]]":
-    """Metadata and tensors, half precision widened to float32.
+    """What a checkpoint says of itself, and its tensors under our names, in float32.
 
     Raises:
-        WeightsError: as `read_info`, or a tensor holds NaN or infinity.
+        WeightsError: as `read_info`, or the tensors don't fit, or hold NaN or infinity.
     """
-    import torch
-    from safetensors.torch import load_file
+    match _format(path):
+        case "setdet":
+            from safetensors.torch import load_file
 
-    info = read_info(path)
-    state = load_file(path)
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(f"{path}: {len(broken)} tensors hold NaN or infinity, first: {', '.join(broken[:3])}.")
-    half = (torch.float16, torch.bfloat16)
-    return info, {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in state.items()}
+            from setdet.weights.tensors import take
+
+            return _read_own_info(path), take(load_file(path), source=str(path))
+        case "transformers":
+            return transformers.read(_folder(path))
+        case "authors":
+            from setdet.weights import authors
+
+            return authors.read(path)
 
 
 def load_model(path: Path) -> "tuple[CheckpointInfo, RTDETR]":
@@ -103,15 +99,12 @@ def load_model(path: Path) -> "tuple[CheckpointInfo, RTDETR]":
     import torch
 
     from setdet.models.rtdetr import build_model
+    from setdet.weights.tensors import check_fits, differences
 
     info, state = load_checkpoint(path)
     with torch.device("meta"):  # neither memory nor random numbers are spent on weights that are replaced
         model = build_model(info.model)
-    differences = _differences(model.state_dict(), state)
-    if differences:
-        raise WeightsError(
-            f"{path}: does not fit {info.model.name}, {len(differences)} differences: {'; '.join(differences[:3])}."
-        )
+    check_fits(differences(model.state_dict(), state), lead=f"{path}: does not fit {info.model.name}")
     model.load_state_dict(state, assign=True)
     return info, model.eval()
 
@@ -128,6 +121,8 @@ def initialize_from(model: "RTDETR", path: Path, class_names: tuple[str, ...]) -
     Raises:
         WeightsError: the checkpoint is of another architecture.
     """
+    from setdet.weights.tensors import check_fits, differences
+
     info, state = load_checkpoint(path)
     report = [f"initialised from {path} ({info.model.name}, {len(info.class_names)} classes)"]
     own = model.state_dict()
@@ -135,22 +130,88 @@ def initialize_from(model: "RTDETR", path: Path, class_names: tuple[str, ...]) -
         fresh = [name for name in own if name.startswith(_CLASS_HEADS)]
         state = {name: tensor for name, tensor in state.items() if name not in fresh} | {n: own[n] for n in fresh}
         report.append(f"class heads start anew: the classes differ ({len(fresh)} tensors)")
-    differences = _differences(own, state)
-    if differences:
-        raise WeightsError(
-            f"{path}: is a {info.model.name} and does not fit {model.config.name}, {len(differences)} differences: "
-            f"{'; '.join(differences[:3])}. Train with --model {info.model.name}, or start from other weights."
-        )
+    check_fits(
+        differences(own, state),
+        lead=f"{path}: is a {info.model.name} and does not fit {model.config.name}",
+        advice=f" Train with --model {info.model.name}, or start from other weights.",
+    )
     model.load_state_dict(state)
     return report
 
 
-def _differences(expected: "dict[str, Tensor]", found: "dict[str, Tensor]") -> list[str]:
-    lines = [f"{name} is missing" for name in expected if name not in found]
-    lines += [f"{name} is not part of the model" for name in found if name not in expected]
-    lines += [
-        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
-    return lines
+def load_backbone(model: "RTDETR", path: Path) -> list[str]:
+    """Takes over the backbone alone: from the ImageNet weights of the authors (`.pth`), or from any detector.
+
+    Returns:
+        What was done, one line each, for the user to read.
+
+    Raises:
+        WeightsError: the file is broken, or its backbone is another one.
+    """
+    from setdet.weights.tensors import check_fits, differences
+
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("backbone.")}
+    state = _backbone_state(path, model)
+    check_fits(differences(own, state), lead=f"{path}: does not fit the backbone of {model.config.name}")
+    model.load_state_dict(state, strict=False)
+    return [f"backbone from {path} ({len(state)} tensors); everything behind it starts anew"]
+
+
+def _backbone_state(path: Path, model: "RTDETR") -> "dict[str, Tensor]":
+    if _format(path) == "authors":
+        from setdet.weights.authors import tensors_of
+        from setdet.weights.pickles import load_tensors
+        from setdet.weights.remap import from_authors_backbone
+        from setdet.weights.tensors import take
+
+        _, state = tensors_of(path, load_tensors(path))
+        if not any(name.startswith(("backbone.", "decoder.")) for name in state):
+            try:
+                return from_authors_backbone(take(state, source=str(path)), model.config)
+            except WeightsError as error:
+                raise WeightsError(f"{path}: is no backbone of {model.config.name}: {error}") from None
+    _, state = load_checkpoint(path)
+    return {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+
+
+def _format(path: Path) -> Literal["setdet", "transformers", "authors"]:
+    """By the content, not by the ending of the name."""
+    if path.is_dir():
+        return "transformers"
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file.")
+    with path.open("rb") as file:
+        if file.read(2).startswith(_TORCH_SAVE):
+            return "authors"
+    of_transformers = path.name == transformers.WEIGHTS and (path.parent / transformers.CONFIG).is_file()
+    if of_transformers and METADATA_KEY not in _metadata(path):
+        return "transformers"
+    return "setdet"
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: is neither a safetensors file nor a PyTorch checkpoint, or is cut short ({error}). "
+            "Copy or download it again."
+        ) from None
+
+
+def _read_own_info(path: Path) -> CheckpointInfo:
+    metadata = _metadata(path)
+    if METADATA_KEY not in metadata:
+        raise WeightsError(
+            f"{path}: is a safetensors file without setdet's metadata, so its model is unknown. Of a model of "
+            f"transformers, name the folder that holds it together with {transformers.CONFIG}."
+        )
+    try:
+        return CheckpointInfo.from_dict(json.loads(metadata[METADATA_KEY]), source=str(path))
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise WeightsError(f"{path}: its metadata cannot be read: {error}") from None
