@@ -135,6 +135,29 @@ def test_voc_by_split_with_pictures_in_folders_of_classes(tmp_path: Path) -> Non
     assert "2 boxes marked difficult are kept as ordinary boxes." in dataset.notes
 
 
+def test_yolo_from_windows_and_macos(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "ü b.PNG")
+        (tmp_path / "images" / split / "._ü b.PNG").write_bytes(b"a twin that macOS leaves")
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split / "ü b.txt").write_bytes(b"\xef\xbb\xbf0 .5 .5 .2 .2\r\n0 .1 .1 .2 .1 .2 .3\r\n")
+    (tmp_path / "val.txt").write_bytes(".\\images\\val\\ü b.PNG\r\n".encode())
+    (tmp_path / "data.yaml").write_bytes(b"\xef\xbb\xbftrain: .\\images\\train\r\nval: val.txt\r\nnames: [pit]\r\n")
+    splits = read_dataset(tmp_path).splits
+    assert {name: [len(record.labels) for record in records] for name, records in splits.items()} == {
+        "train": [2],
+        "val": [2],
+    }
+
+
+def test_voc_from_macos(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    xml(tmp_path / "1.xml", ("pit", 1, 1, 5, 5))
+    for name in ("._1.png", "._1.xml"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_dataset(tmp_path).splits["train"]) == 1
+
+
 def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
     folder = tmp_path / "a{b}c {} Fläche {count}"
     xml(folder / "1.xml", ("pit", 1, 1, 5, 5))

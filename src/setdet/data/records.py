@@ -42,8 +42,9 @@ def subfolder(folder: Path, name: str) -> Path | None:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All picture files in `folder` and the folders in it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """All picture files in `folder` and the folders in it, sorted; not macOS' `._` twins of files, which hold none."""
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in named if not path.name.startswith("._") and path.is_file())
 
 
 def read_text(path: Path) -> str:

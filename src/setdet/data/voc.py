@@ -113,7 +113,13 @@ def _parts(root: Path) -> list[_Part]:
 
 def _xml_files(folder: Path) -> tuple[Path, ...]:
     annotations = subfolder(folder, "annotations") or folder
-    return tuple(sorted(path for path in annotations.iterdir() if path.suffix.lower() == ".xml"))
+    return tuple(
+        sorted(
+            path
+            for path in annotations.iterdir()
+            if path.suffix.lower() == ".xml" and not path.name.startswith("._")  # macOS' twins of files
+        )
+    )
 
 
 def _image_sets(root: Path) -> list[_Part] | None:

@@ -156,7 +156,8 @@ def _names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
 
 def _locate(entry: str, bases: Sequence[Path], where: str) -> Path:
     # Some exports write ../train/images for a folder beside the YAML file.
-    for name in (entry, entry.removeprefix("../")):
+    slashed = entry.replace("\\", "/")  # as Windows writes it
+    for name in (entry, slashed, slashed.removeprefix("../")):
         for base in bases:
             if (base / name).exists():
                 return base / name
@@ -172,7 +173,8 @@ def _pictures_at(place: Path) -> list[Path]:
         return pictures_below(place)
     if place.suffix.lower() in IMAGE_SUFFIXES:
         return [place]
-    pictures = [place.parent / line.strip() for line in read_text(place).splitlines() if line.strip()]
+    lines = [line.strip().replace("\\", "/") for line in read_text(place).splitlines()]
+    pictures = [place.parent / line for line in lines if line]
     for picture in pictures:
         if not picture.is_file():
             raise DataError(f"{place}: the picture {picture} is missing. Put it there, or remove its line.")
