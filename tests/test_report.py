@@ -11,6 +11,7 @@ import pytest
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
+from setdet.draw import PALETTE
 from setdet.errors import DataError, UsageError
 from setdet.report.charts import Series, line_chart, ticks
 from setdet.report.demo import write_demo_report
@@ -18,7 +19,7 @@ from setdet.report.measured import Measured
 from setdet.report.page import write_page
 from setdet.report.pairing import confusion_matrix, pair
 from setdet.report.run import curves, read_epochs
-from setdet.report.sheet import contact_sheet, draw_found_and_true, encode
+from setdet.report.sheet import add_legend, contact_sheet, draw_found_and_true, encode
 
 NAMES = ("crack", "<b>pit</b>")
 
@@ -219,3 +220,11 @@ def test_epochs_of_a_broken_log_are_an_error(tmp_path: Path) -> None:
     log.write_text("{")
     with pytest.raises(DataError, match="JSON"):
         read_epochs(log)
+
+
+def test_a_legend_stands_below_the_sheet() -> None:
+    sheet = np.zeros((100, 600, 3), np.uint8)
+    shown = add_legend(sheet)
+    assert shown.shape == (140, 600, 3)
+    np.testing.assert_array_equal(shown[:100], sheet)
+    assert (shown[100:] == PALETTE[0]).all(axis=2).any() and (shown[100:] == 255).all(axis=2).any()

@@ -84,13 +84,13 @@ def demo(
     true = sum(len(record.labels) for record in measured.records)
     right = sum(pair(*both).right for both in zip(measured.records, measured.detections, strict=True))
     show("")
-    show(f"AP50    {shown(measured.values['ap50'])}, from 0 to 1: boxes at every score, mean of the classes")
-    show(f"recall  {right} of the {true} defects that are there were found")
+    show(f"AP50       {shown(measured.values['ap50'])}, from 0 to 1: boxes at every score, mean of the classes")
+    show(f"recall     {right} of the {true} defects that are there were found")
     show(
         f"precision  {right} of the {found} boxes drawn are right; those with a score from {measured.confidence:.2f} up"
     )
-    show(f"sheet   {sheet}")
-    show(f"report  {page}")
+    show(f"sheet      {sheet}")
+    show(f"report     {page}")
     show("")
     show("What to do next:")
     for command, comment in _NEXT:

@@ -74,7 +74,7 @@ def add_legend(sheet: NDArray[np.uint8], *, height: int = 40) -> NDArray[np.uint
     """A sheet of `draw_found_and_true` over a strip that says what its lines mean; (height + strip, width, 3)."""
     strip = np.full((height, sheet.shape[1], 3), _BACKGROUND, np.uint8)
     middle, left = height // 2, 8
-    for text, dashed in (("found, with class and score", False), ("truth", True)):
+    for text, dashed in (("found, with class and score; a colour a class", False), ("truth", True)):
         if dashed:
             _dashed_line(strip, (left, middle), (left + 40, middle))
         else:
