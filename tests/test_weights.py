@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from setdet.errors import WeightsError
 from setdet.images import Preprocessing
 from setdet.models.rtdetr import RTDETR, build_model
-from setdet.weights.catalog import CATALOG, resolve
 from setdet.weights.files import (
     CheckpointInfo,
     initialize_from,
@@ -135,25 +134,3 @@ def test_fine_tuning_on_the_same_classes_keeps_the_heads(model: RTDETR, checkpoi
 def test_fine_tuning_from_another_architecture_is_refused(checkpoint: Path) -> None:
     with pytest.raises(WeightsError, match="is a rtdetr-n and does not fit rtdetr-r18"):
         initialize_from(build_model("rtdetr-r18", num_classes=2), checkpoint, NAMES)
-
-
-def test_resolve_prefers_the_best_weights_of_a_run(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no run folder"):
-        resolve(tmp_path)
-    (tmp_path / "last.safetensors").touch()
-    assert resolve(tmp_path).name == "last.safetensors"
-    (tmp_path / "best.safetensors").touch()
-    assert resolve(str(tmp_path)).name == "best.safetensors"
-
-
-def test_resolve_says_what_there_is() -> None:
-    with pytest.raises(WeightsError, match="rtdetr-n/surfaces"):
-        resolve("rtdetr-q/nothing")
-    with pytest.raises(WeightsError, match="'rtdetr-r18' is a model, not weights"):
-        resolve("rtdetr-r18")
-
-
-@pytest.mark.parametrize("name", CATALOG)
-def test_packaged_weights_load(name: str) -> None:
-    info, _ = load_model(resolve(name))
-    assert info.model.name == name.split("/")[0]
