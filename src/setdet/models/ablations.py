@@ -97,14 +97,16 @@ class DecoupledEncoder(HybridEncoder):
 
 
 class PlainFusion(nn.Module):
-    """Where two levels meet in the variants D and D_S5: one 3×3 convolution in place of a fusion block."""
+    """Where two levels meet in the variants D and D_S5: a 1×1 and a 3×3 convolution in place of a fusion block."""
 
     def __init__(self, *, config: EncoderConfig) -> None:
         super().__init__()
-        self.conv = ConvNorm(2 * config.width, config.width, kernel=3, activation="silu")
+        hidden = int(config.width * config.expansion)
+        self.conv1 = ConvNorm(2 * config.width, hidden, activation="silu")
+        self.conv2 = ConvNorm(hidden, config.width, kernel=3, activation="silu")
 
     def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height width"]:
-        return self.conv(x)
+        return self.conv2(self.conv1(x))
 
 
 class CrossInteraction(nn.Module):
