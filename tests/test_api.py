@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import os
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -106,8 +108,12 @@ def test_what_is_no_weights(source: str, message: str) -> None:
 
 
 def test_a_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[int]]:
+            return os._exit, (1,)
+
     path = tmp_path / "model.pth"
-    path.write_bytes(b"cbuiltins\nexit\n(tR.")  # a pickle that would end the process
+    path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(WeightsError, match="never executed"):
         setdet.load(path)
 
@@ -204,6 +210,6 @@ def test_weights_to_start_from_say_which_model(tmp_path: Path, weights: Path, mo
     with pytest.raises(ConfigError, match="no model 'small'"):
         setdet.train(tmp_path, init=weights)
     monkeypatch.setitem(MODELS, "small", SMALL)
-    config = _fresh("default", model=None, init=str(weights), image_size=(64, 64))
+    config = _fresh("default", model=None, init=str(weights), backbone_weights=None, image_size=(64, 64))
     assert (config.model, config.init, config.image_size) == ("small", str(weights), (64, 64))
-    assert _fresh("paper-v1", model=None, init=None, image_size=None).model == "rtdetr-r50"
+    assert _fresh("paper-v1", model=None, init=None, backbone_weights=None, image_size=None).model == "rtdetr-r50"

@@ -12,11 +12,11 @@ import pytest
 
 from setdet.cli import app, demo, main, predict
 from setdet.cli.console import show_table
-from setdet.cli.folders import next_unused, unused
 from setdet.cli.predict import output_names
 from setdet.cli.train import parse_image_size
 from setdet.detections import Detections
 from setdet.errors import OutputError, SetdetError, UsageError
+from setdet.folders import next_unused, unused
 from setdet.models.variants import MODELS
 from setdet.weights.catalog import resolve
 from setdet.weights.files import read_info

@@ -1,6 +1,5 @@
 """Batches are the same for any number of workers, from any starting point, and divided evenly among processes."""
 
-import warnings
 from pathlib import Path
 
 import cv2
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import setdet.data.loader as loader_module
 from setdet.data.loader import Batch, PictureCache, TrainingLoader, load_sample, training_loader
 from setdet.data.schema import Record
 from setdet.data.transforms import NO_AUGMENTATION, AugmentConfig
@@ -60,7 +60,6 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 
 
 # PyTorch advises against more workers than cores; a machine with a single core still has to give the same batches.
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_cache_and_starting_point_change_nothing(records: tuple[Record, ...]) -> None:
     expected = list(loader(records))
     assert len(expected) == len(loader(records)) == 5
@@ -124,16 +123,17 @@ def test_processes_share_an_epoch_evenly(records: tuple[Record, ...]) -> None:
         assert batch.images.shape[2:] == shares[0][number].images.shape[2:] == shares[1][number].images.shape[2:]
 
 
-def test_fewer_pictures_than_a_batch_is_one_smaller_batch_and_a_warning(records: tuple[Record, ...]) -> None:
-    with pytest.warns(UserWarning, match="3 pictures are fewer than a batch"):
-        (batch,) = list(loader(records[:3], batch_size=8))
-    assert sorted(batch.indices) == [0, 1, 2]
-    with pytest.warns(UserWarning, match="1 pictures are fewer"):
-        shares = [list(loader(records[:1], batch_size=8, rank=rank, world_size=3)) for rank in range(3)]
-    assert [[batch.indices for batch in share] for share in shares] == [[(0,)]] * 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loader(records[:8], batch_size=8)
+def test_fewer_pictures_than_a_batch(records: tuple[Record, ...]) -> None:
+    with pytest.raises(DataError, match=r"3 pictures to train on, fewer than one batch of 8\. .*--batch-size\) 3 or"):
+        loader(records[:3], batch_size=8)
+    with pytest.raises(DataError, match=r"batch of 4 on each of 3 processes\. .*--batch-size\) 2 or"):
+        loader(records[:8], batch_size=4, world_size=3)
+    assert len(loader(records[:8], batch_size=8)) == 1
+
+
+def test_no_more_workers_than_cores(records: tuple[Record, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "_cores", lambda: 1)
+    assert len(list(loader(records[:4], batch_size=2, workers=64))) == 2  # PyTorch's warning would be an error
 
 
 def test_nothing_to_train_on_is_an_error() -> None:

@@ -19,7 +19,7 @@ import yaml
 import setdet.training.run as run_module
 import setdet.training.session as session_module
 from setdet.data.schema import Dataset, Record
-from setdet.errors import ConfigError, OutputError, TrainingError, WeightsError
+from setdet.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetStage, HGNetV2Config
 from setdet.training.config import TrainConfig
 from setdet.training.run import train
@@ -290,7 +290,7 @@ def test_val_pictures_without_boxes_have_no_ap(
 
 
 def test_fewer_pictures_than_a_batch(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"6 pictures to train on, .* one batch of 16.*--batch-size\) 6 or less"):
+    with pytest.raises(DataError, match=r"6 pictures to train on, .* one batch of 16.*--batch-size\) 6 or less"):
         train(dataset, tiny(batch_size=16), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -383,6 +383,19 @@ def test_gradient_that_is_not_finite_leaves_the_last_sound_state(
 def test_a_finished_run_has_a_report_from_python_too(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tiny(epochs=1), out=tmp_path / "run")
     assert "tiny" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_backbone_weights_alone(dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(dataset, tiny(epochs=1), out=tmp_path / "first")
+    config = tiny(epochs=1, seed=1, backbone_weights=str(tmp_path / "first"), freeze=["backbone"])
+    train(dataset, config, out=tmp_path / "second")
+    assert "everything behind it starts anew" in capfd.readouterr().err
+    before, after = (load_model(tmp_path / name / "last.safetensors")[1].state_dict() for name in ("first", "second"))
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    backbone = {name for name in before if name.startswith("backbone.")}
+    assert backbone <= kept and not any("sampling_offsets.weight" in name for name in kept)
+    with pytest.raises(ConfigError, match="leave out 'backbone_weights'"):
+        tiny(init="a", backbone_weights="b")
 
 
 def test_the_model_itself_can_be_changed_by_a_run(dataset: Dataset, tmp_path: Path) -> None:

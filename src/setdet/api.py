@@ -155,6 +155,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
     init: str | os.PathLike[str] | None = None,
+    backbone_weights: str | os.PathLike[str] | None = None,
     freeze: Sequence[str] | None = None,
     epochs: int | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -175,6 +176,7 @@ def train(
         out: the run folder, new or empty; None: the first of runs/MODEL, runs/MODEL-2, … that is not there yet.
         recipe: "default" (as None) or "paper-v1".
         init: weights to start from: a file, a run folder or a catalog name.
+        backbone_weights: weights for the backbone alone, such as a file of ImageNet weights, or another detector's.
         freeze: parts that stay as they are, such as "backbone" or "norms".
         epochs: passes over the training pictures.
         image_size: the network's input, (height, width) or one side, in pixels; multiples of 32.
@@ -211,10 +213,11 @@ def train(
     }
     given = {name: value for name, value in values.items() if value is not None}
     weights = None if init is None else os.fspath(init)
+    backbone = None if backbone_weights is None else os.fspath(backbone_weights)
     if resume:
-        base = _stored(out, recipe=recipe, model=model, init=weights)
+        base = _stored(out, recipe=recipe, model=model, init=weights, backbone_weights=backbone)
     else:
-        base = _fresh(recipe or "default", model=model, init=weights, image_size=size)
+        base = _fresh(recipe or "default", model=model, init=weights, backbone_weights=backbone, image_size=size)
     config = TrainConfig.from_dict(base.to_dict() | given, source="train").override(list(overrides))
     folder = next_unused(Path("runs", config.model)) if out is None else Path(out)
 
@@ -230,7 +233,12 @@ def train(
 
 
 def _fresh(
-    recipe_name: str, *, model: str | None, init: str | None, image_size: tuple[int, int] | None
+    recipe_name: str,
+    *,
+    model: str | None,
+    init: str | None,
+    backbone_weights: str | None,
+    image_size: tuple[int, int] | None,
 ) -> "TrainConfig":
     """The recipe's configuration; weights to start from say which model they are."""
     from setdet.training.recipes import recipe
@@ -239,12 +247,10 @@ def _fresh(
         model = read_info(resolve(init)).model.name
     if model is not None:
         model_config(model)  # an unknown name is an error here, before anything is read
-    return recipe(recipe_name, model=model, init=init, image_size=image_size)
+    return recipe(recipe_name, model=model, init=init, backbone_weights=backbone_weights, image_size=image_size)
 
 
-def _stored(
-    out: str | os.PathLike[str] | None, *, recipe: str | None, model: str | None, init: str | None
-) -> "TrainConfig":
+def _stored(out: str | os.PathLike[str] | None, *, recipe: str | None, **named: str | None) -> "TrainConfig":
     """The configuration of the run in `out`."""
     from setdet.training.config import TrainConfig
 
@@ -255,8 +261,8 @@ def _stored(
     path = Path(out) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{out}: there is no run to resume (no config.yaml). Leave out resume to start one.")
-    named = {name: value for name, value in (("model", model), ("init", init)) if value is not None}
-    return TrainConfig.from_dict(TrainConfig.from_yaml(path).to_dict() | named, source="train")
+    given = {name: value for name, value in named.items() if value is not None}
+    return TrainConfig.from_dict(TrainConfig.from_yaml(path).to_dict() | given, source="train")
 
 
 def _announce(dataset: "Dataset") -> None:

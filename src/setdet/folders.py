@@ -15,7 +15,9 @@ def unused(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; --out must be a folder. Choose another.")
     if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: the folder is in use. Choose another with --out, or empty it first.")
+        raise OutputError(
+            f"{folder}: the folder is in use: it holds files. Choose another with --out, or empty this one first."
+        )
     return folder
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from setdet.cli.console import say, show, show_error
-from setdet.cli.folders import next_unused, unused
 from setdet.errors import UsageError
+from setdet.folders import next_unused, unused
 
 if TYPE_CHECKING:
     from setdet.detections import Detections
@@ -33,6 +33,8 @@ def predict(
         bool, typer.Option("--json", help="Print a JSON object a picture, one a line; `--save json` writes a file.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    decoder_layers: Annotated[int | None, typer.Option(help="Run only the first so many.  [default: all]")] = None,
+    queries: Annotated[int | None, typer.Option(help="Select only the best so many.  [default: all]")] = None,
 ) -> None:
     """Find objects on pictures, and draw them.
 
@@ -53,7 +55,7 @@ def predict(
         raise UsageError(f"--threshold {threshold}: expected a score from 0 to 1.")
     paths = expand_sources(sources)
     folder = next_unused(Path("predictions")) if out is None else unused(out)
-    detector = load(weights, device=device)
+    detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
 
     broken: list[str] = []
 

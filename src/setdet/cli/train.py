@@ -25,6 +25,10 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Start from these weights: file, run folder or name.", rich_help_panel=_MODEL)
     ] = None,
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights for the backbone alone, such as ImageNet's: a file.", rich_help_panel=_MODEL),
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(help="Leave this part as it is, such as backbone or norms; repeatable.", rich_help_panel=_MODEL),
@@ -80,6 +84,7 @@ def train(
         data,
         model=model,
         init=init,
+        backbone_weights=backbone_weights,
         freeze=freeze or None,
         recipe=recipe,
         epochs=epochs,

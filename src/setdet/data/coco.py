@@ -2,7 +2,7 @@
 
 Read from a JSON file, or from a folder with `annotations/instances_<split>.json` or `<split>/_annotations.coco.json`.
 Category ids may have gaps: classes are ordered by id. `iscrowd` is kept as `crowd`, `area` as `areas_px`. Boxes without
-an area, of which COCO's own training split has two, are left out. No torch.
+an area are left out, with a note. No torch.
 """
 
 import json

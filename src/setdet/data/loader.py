@@ -1,6 +1,6 @@
 """Training batches: decoded, augmented, and the same whatever the number of workers and wherever one starts."""
 
-import warnings
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ class TrainingLoader:
             self._batches,
             sampler=range(self._first_batch, len(self._batches)),
             batch_size=None,
-            num_workers=self._workers,
+            num_workers=min(self._workers, _cores()),  # PyTorch warns of more
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
             # The loader draws a seed for its workers, which nothing here uses, and must not draw it from the
@@ -151,8 +151,7 @@ def training_loader(
     """The batches of one epoch.
 
     Order and augmentation are pure functions of seed, epoch and position, so that any number of workers gives the
-    same batches and a run can go on at any of them. Pictures left over after the last full batch are left out; with
-    fewer pictures than one batch there is one smaller batch.
+    same batches and a run can go on at any of them. Pictures left over after the last full batch are left out.
 
     Args:
         records: the pictures to train on.
@@ -160,14 +159,15 @@ def training_loader(
         preprocessing: the network's input.
         batch_size: pictures in a batch of this process.
         seed: of the whole run.
-        workers: processes that prepare batches; 0 prepares them in this one.
+        workers: processes that prepare batches, at most as many as there are cores; 0 prepares them in this one.
         epoch: counted from 0.
         first_batch: the batch to start at.
         rank, world_size: this process among those that share the epoch; each gets as many batches of the same size.
         cache: whether to keep decoded pictures in memory (up to 1 GiB, for all loaders of this process), or where.
 
     Raises:
-        DataError: there is no picture; while iterating: a picture is broken or has another size than declared.
+        DataError: there are fewer pictures than one batch; while iterating: a picture is broken or has another size
+            than declared.
     """
     if not records:
         raise DataError("There is no picture to train on. Give a data set whose training split has pictures.")
@@ -210,13 +210,11 @@ class _Batches(TorchDataset[Batch | SetdetError]):
         self._cache = cache
         order = np.random.default_rng([seed, epoch]).permutation(len(records))
         if len(records) < batch_size * world_size:
-            batch_size = max(1, len(records) // world_size)
-            warnings.warn(
-                f"{len(records)} pictures are fewer than a batch on {world_size} process(es): "
-                f"each epoch is one batch of {batch_size}. Lower the batch size or add pictures.",
-                stacklevel=3,
+            where = f" on each of {world_size} processes" if world_size > 1 else ""
+            raise DataError(
+                f"There are {len(records)} pictures to train on, fewer than one batch of {batch_size}{where}. "
+                f"Add pictures, or choose batch_size (--batch-size) {max(1, len(records) // world_size)} or less."
             )
-            order = np.resize(order, batch_size * world_size)  # repeats, should processes outnumber pictures
         count = len(order) // (batch_size * world_size)
         shared = order[: count * batch_size * world_size].reshape(count, world_size, batch_size)
         self._order: list[list[int]] = shared[:, rank].tolist()
@@ -278,6 +276,11 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
 def _as_it_is(batch: Any) -> Any:
     """Batches are made whole by `_Batches`; the loader's own collation would take them apart."""
     return batch
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker(_: int) -> None:

@@ -27,10 +27,15 @@ class TrainConfig(Config):
         default=None,
         description="weights to start from: a checkpoint, a run folder or a catalog name; None: from scratch",
     )
+    backbone_weights: str | None = Field(
+        default=None,
+        description="weights for the backbone alone: a file of ImageNet weights as the authors publish them, or any "
+        "detector with that backbone",
+    )
     freeze: tuple[str, ...] = Field(
         default=(),
         description="parts that stay as they are: 'norms' (batch norms of the backbone), 'backbone', 'encoder', "
-        "or any submodule such as 'backbone.stem'; needs `init`",
+        "or any submodule such as 'backbone.stem'; needs `init` or `backbone_weights`",
     )
 
     epochs: int = Field(default=72, ge=1, description="passes over the training pictures")
@@ -96,8 +101,10 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
-        if self.freeze and self.init is None:
-            raise ValueError("'freeze' needs 'init': frozen random weights never learn")
+        if self.init is not None and self.backbone_weights is not None:
+            raise ValueError("'init' has weights for the backbone, too: leave out 'backbone_weights'")
+        if self.freeze and self.init is None and self.backbone_weights is None:
+            raise ValueError("'freeze' needs 'init' or 'backbone_weights': frozen random weights never learn")
         if self.select_on is not None and self.evaluate_every == 0:
             raise ValueError("'select_on' needs evaluations: set 'evaluate_every' to 1 or more")
         return self

@@ -18,7 +18,11 @@ _FROZEN_IN_PAPER = {
 
 
 def default(
-    *, model: str = "rtdetr-r18", init: str | None = None, image_size: tuple[int, int] = (640, 640)
+    *,
+    model: str = "rtdetr-r18",
+    init: str | None = None,
+    backbone_weights: str | None = None,
+    image_size: tuple[int, int] = (640, 640),
 ) -> TrainConfig:
     """For industrial data sets of hundreds to thousands of pictures, from scratch or fine-tuned.
 
@@ -28,6 +32,7 @@ def default(
     return TrainConfig(
         model=model,
         init=init,
+        backbone_weights=backbone_weights,
         image_size=image_size,
         queries=100,
         denoising_queries=100,
@@ -41,26 +46,32 @@ def default(
 
 
 def paper_v1(
-    *, model: str = "rtdetr-r50", init: str | None = None, image_size: tuple[int, int] = (640, 640)
+    *,
+    model: str = "rtdetr-r50",
+    init: str | None = None,
+    backbone_weights: str | None = None,
+    image_size: tuple[int, int] = (640, 640),
 ) -> TrainConfig:
     """The published recipe of RT-DETR's first version (CVPR 2024): COCO, 72 epochs, batches of 16, 640 pixels.
 
     Pictures of 480 to 800 pixels, or of 3/4 to 5/4 of another `image_size`.
 
-    The low backbone rate and the frozen norms presume a pretrained backbone: without `init` everything trains,
-    at one rate. Published results with ImageNet backbones on COCO val2017: r18 46.5 AP, r50 53.1 AP.
+    The low backbone rate and the frozen norms presume a pretrained backbone: without `init` and `backbone_weights`
+    everything trains, at one rate. Published results with ImageNet backbones on COCO val2017: r18 46.5 AP, r50 53.1 AP.
     """
+    pretrained = init is not None or backbone_weights is not None
     return TrainConfig(
         model=model,
         init=init,
+        backbone_weights=backbone_weights,
         queries=300,
         denoising_queries=100,
         epochs=72,
         image_size=image_size,
         batch_size=16,
         learning_rate=1e-4,
-        backbone_rate=_PRETRAINED_BACKBONE_RATE.get(model, 1e-5) if init else None,
-        freeze=_FROZEN_IN_PAPER.get(model, ()) if init else (),
+        backbone_rate=_PRETRAINED_BACKBONE_RATE.get(model, 1e-5) if pretrained else None,
+        freeze=_FROZEN_IN_PAPER.get(model, ()) if pretrained else (),
         schedule="constant",
         warmup_steps=2000,
         ema_decay=0.9999,
@@ -73,7 +84,12 @@ RECIPES: dict[str, Callable[..., TrainConfig]] = {"default": default, "paper-v1"
 
 
 def recipe(
-    name: str, *, model: str | None = None, init: str | None = None, image_size: tuple[int, int] | None = None
+    name: str,
+    *,
+    model: str | None = None,
+    init: str | None = None,
+    backbone_weights: str | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> TrainConfig:
     """The recipe of that name, for its usual model and (height, width) or others.
 
@@ -85,4 +101,5 @@ def recipe(
     if image_size is not None:
         TrainConfig.from_dict({"image_size": image_size}, source="recipe")  # an impossible size is named at once
     usual: dict[str, Any] = {"model": model, "image_size": image_size}
-    return RECIPES[name](init=init, **{key: value for key, value in usual.items() if value is not None})
+    weights = {"init": init, "backbone_weights": backbone_weights}
+    return RECIPES[name](**weights, **{key: value for key, value in usual.items() if value is not None})

@@ -37,9 +37,9 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
     Raises:
         ConfigError: a value does not fit this machine, the model or the resumed run.
         OutputError: `out` is in use, or there is nothing to resume in it.
-        TrainingError: nothing to train on, fewer pictures than a batch, or a loss or gradient that is not finite.
+        TrainingError: nothing to train on, or a loss or gradient that is not finite.
         WeightsError: `config.init` cannot be started from.
-        DataError: a picture cannot be read.
+        DataError: there are fewer pictures than a batch, or a picture cannot be read.
     """
     device = choose_device(config.device)
     config = resolved(config, device=device, precision=choose_precision(config.precision, device))

@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 
 from setdet.data.loader import Batch, TrainingLoader, training_loader
 from setdet.data.writing import write_atomically
-from setdet.errors import TrainingError
 from setdet.evaluate import evaluate
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
@@ -79,7 +78,6 @@ class Session:
         resume: bool,
     ) -> "Session":
         """Builds everything, and only then touches the folder."""
-        _check_count(pictures, config, processes=fabric.world_size)
         batches = len(_loader(pictures, config, fabric=fabric, epoch=0, first_batch=0))
         parts = build_parts(
             config,
@@ -300,16 +298,6 @@ class Session:
         now = time.perf_counter()
         self.progress.seconds += now - self.started
         self.started = now
-
-
-def _check_count(pictures: Pictures, config: TrainConfig, *, processes: int) -> None:
-    count, needed = len(pictures.training), config.batch_size * processes
-    if count < needed:
-        shared = f" on each of {processes} processes" if processes > 1 else ""
-        raise TrainingError(
-            f"There are {count} pictures to train on, fewer than one batch of {config.batch_size}{shared}. "
-            f"Add pictures, or choose batch_size (--batch-size) {max(1, count // processes)} or less."
-        )
 
 
 def _in_words(metrics: dict[str, Any]) -> str:

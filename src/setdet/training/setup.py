@@ -19,7 +19,7 @@ from setdet.training.ema import Ema, decay_for, warmup_for
 from setdet.training.optim import ParameterGroup, build_optimizer, frozen_modules, parameter_groups, set_training_mode
 from setdet.training.schedule import warmup_steps_for
 from setdet.weights.catalog import resolve
-from setdet.weights.files import initialize_from
+from setdet.weights.files import initialize_from, load_backbone
 
 STATE = Path("state") / "state.pt"
 
@@ -150,6 +150,8 @@ def build_parts(
     notes: tuple[str, ...] = ()
     if config.init is not None and not resume:
         notes = tuple(initialize_from(model, resolve(config.init), class_names))
+    if config.backbone_weights is not None and not resume:
+        notes = tuple(load_backbone(model, resolve(config.backbone_weights)))
     model = model.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     frozen = frozen_modules(model, config.freeze)
