@@ -20,6 +20,7 @@ from setdet.models.variants import MODELS, ModelConfig, ResNetConfig
 from setdet.weights.classes import default_class_names
 from setdet.weights.info import METADATA_KEY, CheckpointInfo
 from setdet.weights.pickles import load_tensors
+from setdet.weights.plain import extras
 from setdet.weights.remap import (
     State,
     from_authors_v1,
@@ -136,7 +137,7 @@ def _recognise(path: Path, state: State, *, scales: Tensor | None) -> ModelConfi
     for config in MODELS.values():
         if not config.name.startswith(prefix) or isinstance(config.backbone, ResNetConfig) != resnet:
             continue
-        if (config.decoder.sampling == "discrete") != (_DISCRETE in path.name):
+        if extras(config) or (config.decoder.sampling == "discrete") != (_DISCRETE in path.name):
             continue
         points = _points(config, state.get(_POINT_WEIGHTS), scales)
         config = config.model_copy(

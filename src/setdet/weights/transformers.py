@@ -73,7 +73,7 @@ def read_info(folder: Path) -> CheckpointInfo:
     config = _read_json(folder / CONFIG)
     names = _class_names(config, folder / CONFIG)
     return CheckpointInfo(
-        model=_model(config, num_classes=len(names), source=folder / CONFIG),
+        model=model_of(config, num_classes=len(names), source=folder / CONFIG),
         class_names=names,
         preprocessing=_preprocessing(folder / PREPROCESSOR),
         history={"read_from": folder.name, "format": f"transformers {config.get('transformers_version', '')}".strip()},
@@ -123,7 +123,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _model(config: dict[str, Any], *, num_classes: int, source: Path) -> ModelConfig:
+def model_of(config: dict[str, Any], *, num_classes: int, source: Path) -> ModelConfig:
+    """The model that a config.json describes.
+
+    Raises:
+        WeightsError: none here is like it.
+    """
     kind = config.get("model_type")
     if kind not in KINDS:
         raise WeightsError(f"{source}: describes the model '{kind}'; those that can be loaded: {', '.join(KINDS)}.")
