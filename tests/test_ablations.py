@@ -163,6 +163,15 @@ def slow_sample(plane: Tensor, x: float, y: float, sampling: Sampling) -> Tensor
     return total
 
 
+@pytest.mark.parametrize("assignment", ["decoder.points=[4, 2, 1]", "decoder.sampling=discrete"])
+def test_sampling_is_the_same_in_training_and_in_evaluation(assignment: str) -> None:
+    model = ablated(assignment).double().eval()
+    images = torch.rand(1, 3, 64, 96).double()
+    with torch.no_grad():
+        expected = model(images)
+    assert torch.allclose(model(images).logits, expected.logits, atol=1e-9)
+
+
 def test_discrete_sampling_leaves_the_offsets_alone() -> None:
     frozen = {
         name
