@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,3 +234,19 @@ def test_a_lock_keeps_two_processes_apart(server: Server, tmp_path: Path, monkey
     for thread in threads:
         thread.join()
     assert server.requests == [""] and (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_the_documented_names_are_the_catalog() -> None:
+    document = (Path(__file__).parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    documented = re.findall(
+        r"^\| `(\S+/\S+)` \| (\S*) ?\| (?:in the package|\[(\S+)\]\((\S+)\)) \|$", document, re.MULTILINE
+    )
+    assert documented == [
+        (
+            entry.name,
+            "" if entry.coco_ap is None else str(entry.coco_ap),
+            entry.file if entry.url else "",
+            entry.url or "",
+        )
+        for entry in CATALOG.values()
+    ]

@@ -74,7 +74,7 @@ def test_every_tensor_of_the_authors_is_one_of_ours(name: str, authors: str) -> 
     assert all(tensor.endswith("num_batches_tracked") for tensor in written.keys() - theirs.keys())
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("-dsp")])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("rtdetrv2-")])
 def test_names_and_shapes_come_back_in_every_format(name: str) -> None:
     state = empty(MODELS[name])
     for there, back in (

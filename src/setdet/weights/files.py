@@ -4,6 +4,7 @@ Ours is one safetensors file that rebuilds the model with nothing else: its meta
 Others are the RT-DETR authors' `.pth` files and the folders of `transformers`.
 """
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from setdet.errors import ConfigError, WeightsError
+from setdet.errors import ConfigError, MissingExtraError, WeightsError
 from setdet.weights import transformers
 from setdet.weights.info import METADATA_KEY, CheckpointInfo
 
@@ -57,6 +58,7 @@ def read_info(path: Path) -> CheckpointInfo:
 
     Raises:
         WeightsError: the path is missing, broken, or in none of the known formats.
+        MissingExtraError: it is a `.pth` file, and PyTorch is not installed.
     """
     match _format(path):
         case "setdet":
@@ -64,6 +66,7 @@ def read_info(path: Path) -> CheckpointInfo:
         case "transformers":
             return transformers.read_info(_folder(path))
         case "authors":
+            _need_torch(path)
             from setdet.weights import authors
 
             return authors.read_info(path)
@@ -187,6 +190,11 @@ def _format(path: Path) -> Literal["setdet", "transformers", "authors"]:
     if of_transformers and METADATA_KEY not in _metadata(path):
         return "transformers"
     return "setdet"
+
+
+def _need_torch(path: Path) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError(module="torch", extra="train", purpose=f"Reading {path}")
 
 
 def _folder(path: Path) -> Path:
