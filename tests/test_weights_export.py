@@ -110,6 +110,7 @@ class TestTransformers:
             "preprocessor_config.json",
         ]
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert all(path.stat().st_mode & 0o044 for path in folder.iterdir()), "others may read it"
         kind = RTDetrV2ForObjectDetection if "v2" in config.name else RTDetrForObjectDetection
         theirs, report = kind.from_pretrained(folder, output_loading_info=True)
         assert not any(report.values()), report

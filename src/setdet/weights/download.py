@@ -27,7 +27,7 @@ _TIMEOUT_SECONDS = 30
 
 def cache_folder() -> Path:
     """Where downloads are kept: the variable SETDET_CACHE, else ~/.cache/setdet."""
-    return Path(os.environ.get("SETDET_CACHE") or Path.home() / ".cache" / "setdet")
+    return Path(os.environ.get("SETDET_CACHE") or "~/.cache/setdet").expanduser()
 
 
 def fetch(url: str, path: Path, *, sha256: str | None = None) -> Path:

@@ -6,8 +6,6 @@ Others are the RT-DETR authors' `.pth` files and the folders of `transformers`.
 
 import importlib.util
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from setdet.errors import ConfigError, MissingExtraError, WeightsError
 from setdet.weights import transformers
 from setdet.weights.info import METADATA_KEY, CheckpointInfo
+from setdet.weights.whole import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,16 +40,8 @@ def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointI
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata={METADATA_KEY: json.dumps(info.to_dict())})
-        with open(name, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    metadata = {METADATA_KEY: json.dumps(info.to_dict())}
+    write_whole(path, lambda name: save_file(tensors, name, metadata=metadata))
 
 
 def read_info(path: Path) -> CheckpointInfo:

@@ -35,7 +35,7 @@ def load_tensors(path: Path) -> Any:
 
 
 def _refusal(path: Path, name: str) -> str:
-    if name.startswith(("ultralytics", "models.")):
+    if name.startswith("ultralytics"):
         return (
             f"{path}: is a checkpoint of Ultralytics: a pickled Python object ({name}) of AGPL-3.0 code, which only "
             "that code can rebuild. Pickles are never executed. Use the RT-DETR authors' weights (`setdet models`)."

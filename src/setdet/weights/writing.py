@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from setdet.weights.remap import (
     to_transformers,
     transformers_buffers,
 )
+from setdet.weights.whole import write_whole
 
 
 def write_authors(path: Path, *, info: CheckpointInfo, state: "dict[str, Tensor]") -> list[str]:
@@ -53,7 +53,7 @@ def write_authors(path: Path, *, info: CheckpointInfo, state: "dict[str, Tensor]
     # One storage for both: the file is no larger for it.
     content = {"model": theirs, "ema": {"module": theirs}, METADATA_KEY: json.dumps(info.to_dict())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda partial: torch.save(content, partial))
+    write_whole(path, lambda partial: torch.save(content, partial))
     height, width = info.preprocessing.image_size
     return [
         f"for version {version} of the authors' code, with num_classes: {info.model.num_classes} and "
@@ -90,11 +90,8 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()},
-            partial / transformers.WEIGHTS,
-            metadata={"format": "pt"},
-        )
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
+        write_whole(partial / transformers.WEIGHTS, lambda name: save_file(tensors, name, metadata={"format": "pt"}))
         (partial / transformers.CONFIG).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
         preprocessor = json.dumps(_transformers_preprocessor(info), indent=2) + "\n"
         (partial / transformers.PREPROCESSOR).write_text(preprocessor)
@@ -225,15 +222,3 @@ def _transformers_preprocessor(info: CheckpointInfo) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         **transformers.FIXED_PREPROCESSOR,
     }
-
-
-def _replace(path: Path, write: Callable[[str], None]) -> None:
-    """Writes beside `path`, and puts it there when it is whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
