@@ -97,7 +97,7 @@ def test_a_run_folder_is_a_source(weights: Path, detector: setdet.Detector) -> N
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("rtdetr-r18", r"'rtdetr-r18' is a model, not weights.*rtdetr-n/surfaces"),
+        ("rtdetr-n", r"'rtdetr-n' is a model, not weights.*rtdetr-n/surfaces"),
         ("rtdetr-x/nothing", r"rtdetr-n/surfaces"),
         ("missing.safetensors", "no such file"),
     ],

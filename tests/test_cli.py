@@ -18,11 +18,23 @@ from setdet.detections import Detections
 from setdet.errors import OutputError, SetdetError, UsageError
 from setdet.folders import next_unused, unused
 from setdet.models.variants import MODELS
-from setdet.weights.catalog import resolve
+from setdet.weights.catalog import CATALOG, Entry, resolve
 from setdet.weights.files import read_info
 from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
 
-VERBS = ("", "demo", "train", "val", "predict", "data", "data make", "data make surfaces", "data check", "models")
+VERBS = (
+    "",
+    "demo",
+    "train",
+    "val",
+    "predict",
+    "data",
+    "data make",
+    "data make surfaces",
+    "data check",
+    "export",
+    "models",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +60,7 @@ def test_help_imports_nothing_heavy_and_covers_every_verb() -> None:
 
 def test_all_verbs_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    assert names == {"demo", "train", "val", "predict", "data", "models"}
+    assert names == {"demo", "export", "train", "val", "predict", "data", "models"}
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("setdet ")
 
@@ -292,6 +304,22 @@ def test_train_then_val_then_resume(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["train", str(data), "--out", str(run), "--resume"]) == 0
     assert main(["train", str(data), "--out", str(run), "--resume", "--seed", "8"]) == 2
     assert "seed" in capsys.readouterr().err
+
+
+def test_val_compares_with_the_published_accuracy(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_voc(tmp_path / "data")
+    assert main(["val", str(weights), str(data), "--json"]) == 0
+    measured = 100 * json.loads(capsys.readouterr().out)["ap"]
+    for ap, code, verdict in ((measured + 0.1, 0, ": as published"), (measured + 1, 1, "NOT as published")):
+        entry = Entry(name="small/steel", file=weights.name, trained_on="steel", coco_ap=ap, source="a paper")
+        monkeypatch.setitem(CATALOG, entry.name, entry)
+        monkeypatch.setattr(Entry, "path", lambda self: weights)
+        assert main(["val", "small/steel", str(data), "--expect"]) == code
+        assert verdict in capsys.readouterr().err
+    assert main(["val", str(weights), str(data), "--expect"]) == 2
+    assert "rtdetr-r50/coco" in capsys.readouterr().err
 
 
 def test_demo_writes_sheet_and_report_twice(

@@ -1,12 +1,20 @@
 """`setdet val`: how good weights are on a data set."""
 
 import json
+import math
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from setdet.cli.console import show, show_table
+from setdet.cli.console import say, show, show_table
+from setdet.errors import UsageError
+
+if TYPE_CHECKING:
+    from setdet.weights.catalog import Entry
+
+# Published APs have one decimal, and another filter of resizing moves AP by a tenth.
+_TOLERANCE = 0.2
 
 _HEADLINES = {
     "ap": "AP, IoU 0.50 to 0.95",
@@ -29,6 +37,9 @@ def val(
     data: Annotated[str, typer.Argument(help="A folder, a data.yaml or a COCO JSON.")],
     split: Annotated[str, typer.Option(help="Which pictures: train, val or test.")] = "val",
     confidence: Annotated[float | None, typer.Option(help="Also precision and recall at this score.")] = None,
+    expect: Annotated[
+        bool, typer.Option("--expect", help="Compare with the published AP; the exit code says whether it holds.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     decoder_layers: Annotated[int | None, typer.Option(help="Run only the first so many.  [default: all]")] = None,
@@ -40,6 +51,7 @@ def val(
     """
     from setdet.api import load
 
+    published = _published(weights) if expect else None
     detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
     measured = detector.evaluate(data, split=split, confidence=confidence, progress=sys.stderr.isatty())
     values = measured.to_dict()
@@ -47,6 +59,36 @@ def val(
         typer.echo(json.dumps(values, indent=1, ensure_ascii=False))
     else:
         _show(values, split=split)
+    if published is not None:
+        _compare(values["ap"], published)
+
+
+def _published(weights: str) -> "Entry":
+    from setdet.weights.catalog import CATALOG
+
+    entry = CATALOG.get(weights)
+    if entry is None or entry.coco_ap is None:
+        known = ", ".join(name for name, entry in CATALOG.items() if entry.coco_ap is not None)
+        raise UsageError(f"--expect: nothing is published of '{weights}'. Names with a published AP: {known}.")
+    return entry
+
+
+def _compare(ap: float | None, published: "Entry") -> None:
+    """Says whether the measured AP is the published one.
+
+    Raises:
+        Exit: with code 1, where it is not.
+    """
+    assert published.coco_ap is not None  # `_published` gives no other
+    measured = math.nan if ap is None else 100 * ap
+    holds = abs(measured - published.coco_ap) <= _TOLERANCE
+    verdict = "as published" if holds else "NOT as published"
+    say(
+        f"AP {measured:.2f}, published {published.coco_ap:.1f} on COCO val2017 ({published.source}): {verdict} "
+        f"(within {_TOLERANCE} points)."
+    )
+    if not holds:
+        raise typer.Exit(code=1)
 
 
 def _show(values: dict[str, Any], *, split: str) -> None:
