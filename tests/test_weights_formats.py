@@ -169,11 +169,21 @@ class TestRefusedPth:
         with pytest.raises(WeightsError, match=r"decoder.enc_output.0.bias has shape \(7,\), expected \(128,\)"):
             load_model(change(pth, edit))
 
+    def test_weights_that_are_no_floating_point_numbers(self, pth: Path) -> None:
+        def edit(state: dict[str, Tensor]) -> None:
+            state["decoder.enc_output.0.bias"] = torch.zeros(128, dtype=torch.int8)
+
+        with pytest.raises(WeightsError, match=r"decoder.enc_output.0.bias holds int8, expected floating point"):
+            load_model(change(pth, edit))
+
     def test_nan(self, pth: Path) -> None:
         with pytest.raises(WeightsError, match="1 tensors hold NaN or infinity, first: decoder.enc_output.0.bias"):
             load_model(change(pth, lambda state: state["decoder.enc_output.0.bias"].fill_(torch.nan)))
 
-    @pytest.mark.parametrize("content", [{"epoch": 3}, {"model": {}}, [1, 2], {"model": {"fc.weight": torch.zeros(1)}}])
+    @pytest.mark.parametrize(
+        "content",
+        [{"epoch": 3}, {"model": {}}, [1, 2], {"model": {1: torch.zeros(1)}}, {"model": {"fc.weight": torch.zeros(1)}}],
+    )
     def test_no_detector_in_it(self, content: Any, tmp_path: Path) -> None:
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(WeightsError, match=r"holds no weights: expected|is no RT-DETR of its authors: decoder\."):

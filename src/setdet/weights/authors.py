@@ -70,11 +70,9 @@ def tensors_of(path: Path, content: Any) -> tuple[str, State]:
             "model": content.get("model"),
             "the top level": content,
         }
-        for place, state in places.items():
-            if isinstance(state, dict) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
-                # Saved from within DistributedDataParallel, every name has one more module in front.
-                wrapped = all(name.startswith("module.") for name in state)
-                return place, {name.removeprefix("module.") if wrapped else name: state[name] for name in state}
+        for place, candidate in places.items():
+            if state := _as_state(candidate):
+                return place, state
         found = f"the keys {', '.join(map(str, list(content)[:5]))}"
     else:
         found = f"a {type(content).__name__}"
@@ -82,6 +80,16 @@ def tensors_of(path: Path, content: Any) -> tuple[str, State]:
         f"{path}: holds no weights: expected tensors by name under ema.module, under model, or at the top; "
         f"found {found}."
     )
+
+
+def _as_state(value: Any) -> State:
+    """Tensors by name, empty if it is anything else; without the `module.` of DistributedDataParallel."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        return {}
+    if not all(isinstance(tensor, Tensor) and tensor.layout == torch.strided for tensor in value.values()):
+        return {}
+    wrapped = all(name.startswith("module.") for name in value)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in value.items()}
 
 
 def _describe(path: Path) -> tuple[CheckpointInfo, State]:
@@ -161,7 +169,7 @@ def _points(config: ModelConfig, weights: Tensor | None, scales: Tensor | None) 
     total = weights.shape[0] // config.decoder.heads
     if scales is not None and scales.numel() == total:
         counts, position = [], 0
-        while position < total and scales[position] > 0:
+        while position < total and 0.9 / total < scales[position] <= 1:
             counts.append(round(1 / float(scales[position])))
             position += counts[-1]
         if len(counts) == 3 and sum(counts) == total and len(set(counts)) > 1:

@@ -66,3 +66,8 @@ def with_coco_spelling(names: tuple[str, ...]) -> tuple[str, ...]:
     """COCO's own names, if these are COCO's classes with some in the spelling of Pascal VOC; else `names`."""
     spelled = tuple(_VOC_SPELLING.get(name, name) for name in names)
     return spelled if spelled == COCO_CLASSES else names
+
+
+def category_ids(names: tuple[str, ...]) -> tuple[int, ...]:
+    """The ids that annotation files give to classes: COCO's own, with gaps, for its 80 classes; else 1, 2, 3, …"""
+    return tuple(COCO_CATEGORIES) if names == COCO_CLASSES else tuple(range(1, len(names) + 1))

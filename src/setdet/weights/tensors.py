@@ -23,7 +23,16 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
+    lines += [
+        f"{name} holds {str(found[name].dtype).removeprefix('torch.')}, expected {_kind(expected[name])}"
+        for name in expected
+        if name in found and _kind(found[name]) != _kind(expected[name])
+    ]
     return lines
+
+
+def _kind(tensor: Tensor) -> str:
+    return "floating point" if tensor.is_floating_point() else "integers"
 
 
 def check_fits(lines: list[str], *, lead: str, advice: str = "") -> None:
