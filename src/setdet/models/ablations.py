@@ -102,11 +102,11 @@ class PlainFusion(nn.Module):
     def __init__(self, *, config: EncoderConfig) -> None:
         super().__init__()
         hidden = int(config.width * config.expansion)
-        self.conv1 = ConvNorm(2 * config.width, hidden, activation="silu")
-        self.conv2 = ConvNorm(hidden, config.width, kernel=3, activation="silu")
+        self.narrow = ConvNorm(2 * config.width, hidden, activation="silu")
+        self.conv = ConvNorm(hidden, config.width, kernel=3, activation="silu")
 
     def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height width"]:
-        return self.conv2(self.conv1(x))
+        return self.conv(self.narrow(x))
 
 
 class CrossInteraction(nn.Module):
