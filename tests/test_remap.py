@@ -1,5 +1,6 @@
 """Names of tensors elsewhere: every one of theirs is one of ours, and back again nothing has changed."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -45,6 +46,24 @@ AUTHORS = {f"rtdetr-{ours}": f"v1_{theirs}" for ours, theirs in SIZES.items()} |
 }
 
 
+# Of all names and shapes in the authors' models, batch counts aside: see `digest`.
+DIGESTS = {
+    "rtdetr-r18": "8b4359450208bbff",
+    "rtdetr-r34": "6d1f75237b3bd018",
+    "rtdetr-r50m": "8fc46d99f7814f12",
+    "rtdetr-r50": "0bcc81572fe5b425",
+    "rtdetr-r101": "ee63684bef7a0196",
+    "rtdetrv2-r18": "67c74194f3fc08c5",
+    "rtdetrv2-r34": "488e4d0318aec67d",
+    "rtdetrv2-r50m": "c4f6ec5d35280a77",
+    "rtdetrv2-r50": "e47117f38da676fb",
+    "rtdetrv2-r101": "36bc14bded6f567a",
+    "rtdetrv2-hgnetv2-l": "d7ce8ef32fdb25a7",
+    "rtdetrv2-hgnetv2-x": "f79adb1bf7c9f6c0",
+    "rtdetrv2-hgnetv2-h": "f1141cd78ccb4c82",
+}
+
+
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
@@ -53,6 +72,22 @@ def empty(config: ModelConfig) -> dict[str, Tensor]:
     """Names and shapes of a model, without values."""
     with torch.device("meta"):
         return build_model(config).state_dict()
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """A fingerprint of names and shapes; frozen norms count no batches, so the counts are left aside."""
+    lines = [f"{name} {list(shape)}" for name, shape in shapes(state).items() if not name.endswith("_batches_tracked")]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_names_and_shapes_are_those_of_the_authors(name: str) -> None:
+    config, state = MODELS[name], empty(MODELS[name])
+    if name.startswith("rtdetrv2-"):
+        written = to_authors_v2(state, config) | authors_buffers(config, image_size=(640, 640))
+    else:
+        written = to_authors_v1(state, config)
+    assert digest(written) == DIGESTS[name]
 
 
 @pytest.mark.parametrize(("name", "authors"), AUTHORS.items())

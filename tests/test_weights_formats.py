@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from transformers import (
     RTDetrV2ForObjectDetection,
 )
 
+import setdet
 from oracle import build_oracle, randomise
 from setdet.errors import WeightsError
 from setdet.images import Preprocessing
@@ -28,7 +30,7 @@ from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import MODELS
 from setdet.weights import authors
 from setdet.weights.classes import COCO_CATEGORIES, COCO_CLASSES, default_class_names, with_coco_spelling
-from setdet.weights.files import CheckpointInfo, initialize_from, load_backbone, load_model, read_info
+from setdet.weights.files import CheckpointInfo, initialize_from, load_backbone, load_model, read_info, save_checkpoint
 from setdet.weights.remap import authors_buffers, to_authors_v1, to_authors_v2
 from setdet.weights.writing import write_transformers
 
@@ -384,6 +386,18 @@ class TestTransformers:
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(WeightsError, match=r"config\.json: cannot be read"):
             read_info(tmp_path)
+
+
+def test_one_call_loads_them_all(nano: RTDETR, pth: Path, tmp_path: Path) -> None:
+    info = read_info(pth)
+    ours, folder = tmp_path / "w.safetensors", tmp_path / "folder"
+    save_checkpoint(ours, state=nano.state_dict(), info=info)
+    write_transformers(folder, info=info, state=nano.state_dict())
+    picture = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    found = [setdet.load(path, device="cpu").predict([picture], threshold=0)[0] for path in (ours, pth, folder)]
+    for other in found[1:]:
+        assert np.array_equal(other.boxes_xyxy_px, found[0].boxes_xyxy_px)
+        assert np.array_equal(other.scores, found[0].scores) and other.class_names == info.class_names
 
 
 class TestBackbone:
