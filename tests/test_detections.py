@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from setdet.detections import Detections, from_coco, from_csv, from_yolo, to_coco, to_csv, to_yolo
 from setdet.errors import DataError, UsageError
+from setdet.weights.classes import COCO_CLASSES, category_ids
 
 NAMES = ("crazing", "rolled-in, scale", 'a "quoted" name')
 
@@ -133,6 +134,24 @@ def test_formats_by_hand() -> None:
 
 def test_a_picture_without_detections_has_its_line() -> None:
     assert to_csv([some(0, source="clean.png")]).splitlines()[1:] == ["clean.png,300,200,,,,,,"]
+
+
+def test_cocos_own_classes_get_cocos_own_ids() -> None:
+    assert category_ids(NAMES) == (1, 2, 3)
+    ids = category_ids(COCO_CLASSES)
+    assert (ids[0], ids[11], ids[-1], len(ids)) == (1, 13, 90, 80)  # person, stop sign after a gap, toothbrush
+    found = Detections.from_arrays(
+        boxes_xyxy_px=[[0, 0, 1, 1], [0, 0, 2, 2]],
+        scores=[0.9, 0.8],
+        labels=[11, 79],
+        class_names=COCO_CLASSES,
+        image_size=(4, 4),
+        source="a.png",
+    )
+    document = to_coco([found], category_ids=ids)
+    assert [one["category_id"] for one in document["annotations"]] == [13, 90]
+    assert {one["id"]: one["name"] for one in document["categories"]}[90] == "toothbrush"
+    assert_same(from_coco(document)[0], found)
 
 
 def test_coco_needs_one_list_of_classes() -> None:

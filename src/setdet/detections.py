@@ -124,15 +124,20 @@ class Detections:
 _CSV_COLUMNS = ("source", "height", "width", "class", "score", "x1", "y1", "x2", "y2")
 
 
-def to_coco(detections: Sequence[Detections]) -> dict[str, Any]:
+def to_coco(detections: Sequence[Detections], *, category_ids: Sequence[int] | None = None) -> dict[str, Any]:
     """A COCO document: one image a `Detections`, one annotation (with its score) a detection.
 
-    Ids count from 1; a category's id is its label plus 1. The list under "annotations" is in COCO's results format.
+    Ids count from 1. The list under "annotations" is in COCO's results format.
+
+    Args:
+        detections: all of one list of classes.
+        category_ids: of each class; None: its label plus 1. COCO's own have gaps (`setdet.weights.classes`).
 
     Raises:
         UsageError: the detections do not share one list of classes.
     """
     class_names = detections[0].class_names if detections else ()
+    ids = range(1, len(class_names) + 1) if category_ids is None else category_ids
     annotations: list[dict[str, Any]] = []
     for image_id, found in enumerate(detections, start=1):
         if found.class_names != class_names:
@@ -146,7 +151,7 @@ def to_coco(detections: Sequence[Detections]) -> dict[str, Any]:
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
-                    "category_id": int(label) + 1,
+                    "category_id": ids[int(label)],
                     "bbox": [left, top, right - left, bottom - top],
                     "area": (right - left) * (bottom - top),
                     "iscrowd": 0,
@@ -158,7 +163,7 @@ def to_coco(detections: Sequence[Detections]) -> dict[str, Any]:
             {"id": image_id, "file_name": found.source, "height": found.image_size[0], "width": found.image_size[1]}
             for image_id, found in enumerate(detections, start=1)
         ],
-        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(class_names)],
+        "categories": [{"id": id_, "name": name} for id_, name in zip(ids, class_names, strict=True)],
         "annotations": annotations,
     }
 

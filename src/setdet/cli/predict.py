@@ -137,13 +137,15 @@ def _draw(detections: "Detections", target: Path) -> None:
 def _documents(format_name: str, found: "list[Detections]", names: dict[Path, Path]) -> dict[Path, str]:
     """The files of a format, by their place below the output folder."""
     from setdet.detections import to_coco, to_csv, to_yolo
+    from setdet.weights.classes import category_ids
 
     match format_name:
         case "json":
             values = [detections.to_dict() for detections in found]
             return {Path("detections.json"): json.dumps(values, indent=1, ensure_ascii=False) + "\n"}
         case "coco":
-            return {Path("coco.json"): json.dumps(to_coco(found), ensure_ascii=False) + "\n"}
+            ids = category_ids(found[0].class_names) if found else None
+            return {Path("coco.json"): json.dumps(to_coco(found, category_ids=ids), ensure_ascii=False) + "\n"}
         case "yolo":
             places = [Path("labels") / names[Path(detections.source)].with_suffix(".txt") for detections in found]
             return {place: to_yolo(detections) for place, detections in zip(places, found, strict=True)}
