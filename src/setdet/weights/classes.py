@@ -69,5 +69,5 @@ def with_coco_spelling(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def category_ids(names: tuple[str, ...]) -> tuple[int, ...]:
-    """The ids that annotation files give to classes: COCO's own, with gaps, for its 80 classes; else from 1 on, without."""
+    """The ids of classes in annotation files: COCO's own, which have gaps, for its 80 classes; else from 1 on."""
     return tuple(COCO_CATEGORIES) if names == COCO_CLASSES else tuple(range(1, len(names) + 1))
