@@ -17,6 +17,7 @@ CONTRACTS = {contract["id"]: contract for contract in PYPROJECT["tool"]["importl
 TRAIN_ONLY = (
     "PIL",
     "faster_coco_eval",
+    "huggingface_hub",
     "jaxtyping",
     "jinja2",
     "lightning_fabric",

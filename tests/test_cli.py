@@ -17,6 +17,7 @@ from setdet.cli.train import parse_image_size
 from setdet.detections import Detections
 from setdet.errors import OutputError, SetdetError, UsageError
 from setdet.folders import next_unused, unused
+from setdet.models.facts import FACTS
 from setdet.models.variants import MODELS
 from setdet.weights.catalog import CATALOG, Entry, resolve
 from setdet.weights.files import read_info
@@ -89,19 +90,19 @@ def test_failures_become_one_message_and_a_code(
     ]
     for error, code, text in cases:
 
-        def fail(error: BaseException = error) -> object:
+        def fail(_: object, error: BaseException = error) -> object:
             raise error
 
-        monkeypatch.setattr("setdet.cli.models._model_rows", fail)
+        monkeypatch.setattr("setdet.cli.models._shown", fail)
         assert main(["models"]) == code
         assert text in capsys.readouterr().err
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> object:
+    def fail(_: object) -> object:
         raise ModuleNotFoundError("no setdet.typo", name="setdet.typo")
 
-    monkeypatch.setattr("setdet.cli.models._model_rows", fail)
+    monkeypatch.setattr("setdet.cli.models._shown", fail)
     with pytest.raises(ModuleNotFoundError):
         main(["models"])
 
@@ -109,8 +110,9 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_lists_names_sizes_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     output = capsys.readouterr().out
-    for name in MODELS:
+    for name in (*FACTS, *CATALOG):
         assert f"{name} " in output
+    assert FACTS.keys() == MODELS.keys() - {"small"}
     assert "rtdetr-n/surfaces" in output
     assert "20.2 M" in next(line for line in output.splitlines() if line.startswith("rtdetr-r18"))
 

@@ -12,6 +12,7 @@ from oracle import randomise
 from setdet.cli import app, main
 from setdet.errors import OutputError, UsageError
 from setdet.images import Preprocessing
+from setdet.models.deploy import read_out
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import MODELS, ModelConfig
 from setdet.weights.files import CheckpointInfo, load_model, save_checkpoint
@@ -60,7 +61,8 @@ class TestAuthors:
     def test_everything_comes_back(self, config: ModelConfig, tmp_path: Path) -> None:
         info, model = made(config)
         notes = write_authors(tmp_path / "w.pth", info=info, state=model.state_dict())
-        assert notes == ["for version 2 of the authors' code, with num_classes: 2 and eval_spatial_size: [96, 64]"]
+        settings = "num_classes: 2, num_queries: 20, eval_idx: 1 and eval_spatial_size: [96, 64]"
+        assert notes == [f"for version 2 of the authors' code, with {settings}"]
         read, loaded = load_model(tmp_path / "w.pth")
         assert read == info
         assert_same(loaded, model)
@@ -187,6 +189,22 @@ class TestCommand:
         assert done.exit_code == 0, done.output
         assert f"rtdetr-n, 2 classes → {out}" in done.output
         assert_same(load_model(Path(out))[1], model)
+
+    def test_read_out_early(self, tmp_path: Path) -> None:
+        info, model = made(tiny())
+        ours, out = tmp_path / "w.safetensors", tmp_path / "early"
+        save_checkpoint(ours, state=model.state_dict(), info=info)
+        cut = ["--decoder-layers", "1", "--queries", "7"]
+        done = CliRunner().invoke(app, ["export", str(ours), "--format", "transformers", "--out", str(out), *cut])
+        assert done.exit_code == 0, done.output
+        images = torch.rand(1, 3, 96, 64)
+        with torch.no_grad():
+            theirs = RTDetrForObjectDetection.from_pretrained(out).eval()(images)
+        read_out(model, decoder_layers=1, queries=7)
+        with torch.no_grad():
+            output = model(images)
+        assert theirs.logits.shape == (1, 7, 2)
+        torch.testing.assert_close(theirs.logits, output.logits[-1], rtol=0, atol=1e-5)
 
     def test_a_wrong_format_gets_a_suggestion(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["export", "w", "--format", "transformer", "--out", "x"]) == 2

@@ -36,14 +36,17 @@ def load(
     """Loads a trained detector.
 
     Args:
-        source: a `.safetensors` file of ours, a run folder, or a name in the catalog such as "rtdetr-n/surfaces".
+        source: a run folder, a `.safetensors` file of ours, a `.pth` file of the RT-DETR authors' code, a folder of
+            `transformers`, "hf:owner/name[@revision]" on the Hugging Face Hub, or a name in the catalog such as
+            "rtdetr-n/surfaces" or "rtdetr-r50/coco". The last two are downloaded on first use.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
         precision: arithmetic of the network.
         decoder_layers: run only the first ones and take what the last of them says: faster, at some accuracy.
         queries: select only so many, the best ones: faster, where pictures hold few objects.
 
     Raises:
-        WeightsError: it is none of the three (a model's name alone is not: it says nothing of the weights), or broken.
+        WeightsError: it is none of these (a model's name alone is not: it says nothing of the weights), broken, or
+            holds code, which is never executed.
         UsageError: the device or precision is not there, or the model has fewer decoder layers or queries.
         MissingExtraError: PyTorch is not installed.
     """
@@ -175,7 +178,7 @@ def train(
         model: its name; None: that of the weights in `init`, else the recipe's usual one.
         out: the run folder, new or empty; None: the first of runs/MODEL, runs/MODEL-2, … that is not there yet.
         recipe: "default" (as None) or "paper-v1".
-        init: weights to start from: a file, a run folder or a catalog name.
+        init: weights to start from: whatever `load` takes.
         backbone_weights: weights for the backbone alone, such as a file of ImageNet weights, or another detector's.
         freeze: parts that stay as they are, such as "backbone" or "norms".
         epochs: passes over the training pictures.
@@ -245,6 +248,8 @@ def _fresh(
 
     if model is None and init is not None:
         model = read_info(resolve(init)).model.name
+        if model.endswith("-custom"):
+            raise ConfigError(f"{init}: is a model of a size that none here has, so training cannot start from it.")
     if model is not None:
         model_config(model)  # an unknown name is an error here, before anything is read
     return recipe(recipe_name, model=model, init=init, backbone_weights=backbone_weights, image_size=image_size)

@@ -20,6 +20,7 @@ _TRAIN_EXTRA = frozenset(
     (
         "PIL",
         "faster_coco_eval",
+        "huggingface_hub",
         "jaxtyping",
         "jinja2",
         "lightning_fabric",

@@ -21,7 +21,10 @@ _FORMATS = ("json", "coco", "yolo", "csv")
 
 def predict(
     weights: Annotated[
-        str, typer.Argument(help="A .safetensors file, a run folder, or a name such as rtdetr-n/surfaces.")
+        str,
+        typer.Argument(
+            help="A run folder, a checkpoint, a folder of transformers, hf:owner/name, or a name: `setdet models`."
+        ),
     ],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures: files, folders, globs.")],
     out: Annotated[Path | None, typer.Option(help="New folder for the results.  [default: predictions]")] = None,

@@ -23,7 +23,10 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Start from these weights: file, run folder or name.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            help="Start from these weights: run folder, checkpoint, hf:owner/name or name.", rich_help_panel=_MODEL
+        ),
     ] = None,
     backbone_weights: Annotated[
         Path | None,

@@ -32,7 +32,10 @@ _HEADLINES = {
 
 def val(
     weights: Annotated[
-        str, typer.Argument(help="A .safetensors file, a run folder, or a name such as rtdetr-n/surfaces.")
+        str,
+        typer.Argument(
+            help="A run folder, a checkpoint, a folder of transformers, hf:owner/name, or a name: `setdet models`."
+        ),
     ],
     data: Annotated[str, typer.Argument(help="A folder, a data.yaml or a COCO JSON.")],
     split: Annotated[str, typer.Option(help="Which pictures: train, val or test.")] = "val",

@@ -15,6 +15,7 @@ from setdet.models.encoder import RepVGGBlock
 from setdet.models.layers import ConvNorm
 from setdet.models.queries import QuerySelection
 from setdet.models.rtdetr import RTDETR
+from setdet.models.variants import ModelConfig
 
 
 def fold(model: RTDETR, *, decoder_layers: int | None = None, queries: int | None = None) -> RTDETR:
@@ -32,7 +33,7 @@ def fold(model: RTDETR, *, decoder_layers: int | None = None, queries: int | Non
         UsageError: as `read_out`.
     """
     folded = copy.deepcopy(model).eval()
-    read_out(folded, decoder_layers=decoder_layers, queries=queries)
+    folded.config = read_out(folded, decoder_layers=decoder_layers, queries=queries)
     with torch.no_grad():
         for module in list(folded.modules()):
             if isinstance(module, ConvNorm):
@@ -41,21 +42,22 @@ def fold(model: RTDETR, *, decoder_layers: int | None = None, queries: int | Non
             if isinstance(module, RepVGGBlock):
                 _fold_branches(module)
     decoder = folded.decoder
-    changes = {"eval_layers": decoder.eval_layers, "queries": folded.query_selection.queries}
-    folded.config = model.config.model_copy(update={"decoder": model.config.decoder.model_copy(update=changes)})
     decoder.layers = decoder.layers[: decoder.eval_layers]
     decoder.class_heads = decoder.class_heads[: decoder.eval_layers]
     decoder.box_heads = decoder.box_heads[: decoder.eval_layers]
     return folded.requires_grad_(False)
 
 
-def read_out(model: RTDETR, *, decoder_layers: int | None = None, queries: int | None = None) -> None:
+def read_out(model: RTDETR, *, decoder_layers: int | None = None, queries: int | None = None) -> ModelConfig:
     """Has a model run fewer decoder layers or fewer queries from now on; training still runs all of its layers.
 
     Args:
         model: changed in place, up and down as often as wanted; its weights and its `config` stay.
         decoder_layers: how many run, the first ones; the last of them is read out. None: as before.
         queries: how many encoder features are selected, the best ones. None: as before.
+
+    Returns:
+        The configuration of what runs now.
 
     Raises:
         UsageError: the model has fewer layers or queries, or its queries are learned: they have no order, so none can
@@ -75,6 +77,8 @@ def read_out(model: RTDETR, *, decoder_layers: int | None = None, queries: int |
         model.decoder.eval_layers = decoder_layers
     if queries is not None:
         model.query_selection.queries = queries
+    running = {"eval_layers": model.decoder.eval_layers, "queries": model.query_selection.queries}
+    return model.config.model_copy(update={"decoder": model.config.decoder.model_copy(update=running)})
 
 
 def _fold_norm(module: ConvNorm) -> None:

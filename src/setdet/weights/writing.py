@@ -54,9 +54,10 @@ def write_authors(path: Path, *, info: CheckpointInfo, state: "dict[str, Tensor]
     content = {"model": theirs, "ema": {"module": theirs}, METADATA_KEY: json.dumps(info.to_dict())}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: torch.save(content, partial))
-    height, width = info.preprocessing.image_size
+    (height, width), decoder = info.preprocessing.image_size, info.model.decoder
     return [
-        f"for version {version} of the authors' code, with num_classes: {info.model.num_classes} and "
+        f"for version {version} of the authors' code, with num_classes: {info.model.num_classes}, num_queries: "
+        f"{decoder.queries}, eval_idx: {(decoder.eval_layers or decoder.layers) - 1} and "
         f"eval_spatial_size: [{height}, {width}]",
         *_about_input(info),
     ]
