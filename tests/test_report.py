@@ -14,6 +14,7 @@ from setdet.detections import Detections
 from setdet.draw import PALETTE
 from setdet.errors import DataError, UsageError
 from setdet.report.charts import Series, line_chart, ticks
+from setdet.report.compare import differences, over_seeds, read_run, write_comparison
 from setdet.report.demo import write_demo_report
 from setdet.report.measured import Measured
 from setdet.report.page import write_page
@@ -228,3 +229,42 @@ def test_a_legend_stands_below_the_sheet() -> None:
     assert shown.shape == (140, 600, 3)
     np.testing.assert_array_equal(shown[:100], sheet)
     assert (shown[100:] == PALETTE[0]).all(axis=2).any() and (shown[100:] == 255).all(axis=2).any()
+
+
+def _run_folder(folder: Path, *, seed: int, ap50: list[float], **settings: object) -> Path:
+    folder.mkdir()
+    augment = "{iou_crop: 0.3}"
+    lines = [f"{name}: {value}" for name, value in settings.items()]
+    (folder / "config.yaml").write_text("\n".join([f"seed: {seed}", f"augment: {augment}", *lines]))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for epoch, value in enumerate(ap50, start=1):
+            values = {"ap50": value, "ap": value / 2, "precision": 0.5, "recall": 0.25}
+            line = {"kind": "epoch", "epoch": epoch, "step": epoch, "minutes": 2.0 * epoch, "loss": 9.0 / epoch}
+            file.write(json.dumps({**line, "val": values}) + "\n")
+    return folder
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    first = read_run(_run_folder(tmp_path / "a", seed=0, ap50=[0.1, 0.4], epochs=2))
+    second = read_run(_run_folder(tmp_path / "b", seed=1, ap50=[0.2, 0.5], epochs=2))
+    other = read_run(_run_folder(tmp_path / "<c>", seed=0, ap50=[0.3], epochs=1))
+    assert first.to_dict() == {
+        "run": "a",
+        "epoch": 2,
+        "minutes": 4.0,
+        "ap50": 0.4,
+        "ap": 0.2,
+        "precision": 0.5,
+        "recall": 0.25,
+    }
+    assert differences([first, second, other]) == {"seed": [0, 1, 0], "epochs": [2, 2, 1]}
+    (group,) = over_seeds([first, second, other])
+    assert group["runs"] == ["a", "b"]
+    assert group["ap50"] == pytest.approx((0.45, 0.1 / math.sqrt(2)))
+    page = write_comparison(tmp_path / "page.html", [first, second, other]).read_text(encoding="utf-8")
+    assert "0.450 ± 0.071" in page and "&lt;c&gt;" in page and "<c>" not in page
+    assert page.count("<polyline") == 15 and "mAP50: 0.5" not in page
+    with pytest.raises(UsageError, match="7 runs"):
+        write_comparison(tmp_path / "page.html", [first] * 7)
+    with pytest.raises(DataError, match="Expected the folder of a training run"):
+        read_run(tmp_path)

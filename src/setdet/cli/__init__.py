@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from setdet import __version__
-from setdet.cli import data, demo, export, models, predict, train, val
+from setdet.cli import data, demo, export, models, predict, report, train, val
 from setdet.cli.console import say, show_error
 from setdet.errors import MissingExtraError, SetdetError
 
@@ -45,6 +45,7 @@ app.command(name="demo")(demo.demo)
 app.command(name="train")(train.train)
 app.command(name="val")(val.val)
 app.command(name="predict")(predict.predict)
+app.command(name="report")(report.report)
 app.command(name="export")(export.export)
 app.add_typer(data.app, name="data")
 app.command(name="models")(models.models)
