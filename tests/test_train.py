@@ -398,6 +398,13 @@ def test_backbone_weights_alone(dataset: Dataset, tmp_path: Path, capfd: pytest.
         tiny(init="a", backbone_weights="b")
 
 
+def test_a_warm_up_longer_than_the_run_is_said(
+    dataset: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(dataset, tiny(epochs=1, warmup_steps=2000), out=tmp_path / "run")
+    assert "warm-up of 2000 steps is longer than the run" in capfd.readouterr().err
+
+
 def test_the_model_itself_can_be_changed_by_a_run(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tiny(epochs=1, architecture=["encoder.interaction=none", "decoder.layers=1"]), out=tmp_path / "run")
     _, model = load_model(tmp_path / "run" / "last.safetensors")

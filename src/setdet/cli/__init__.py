@@ -4,6 +4,7 @@ A verb imports what it needs when it runs, so that help appears at once and with
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, TextIO
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 the job failed, 2 wrong use, 130 interrupted. Failures that setdet foresees are
         one message on the standard error, without a traceback.
     """
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # what it finds in a broken picture is said here in other words
     log, notes = logging.getLogger("setdet"), _Notes()
     log.addHandler(notes)
     try:

@@ -1,5 +1,6 @@
 """Where and in which precision training runs, and with how many processes (Lightning Fabric)."""
 
+import logging
 import os
 from datetime import timedelta
 from typing import Literal
@@ -54,6 +55,7 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: Li
 
 def launch(config: TrainConfig) -> Fabric:
     """Fabric on the device of a resolved configuration; under `torchrun`, on this process's share of them."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run itself says where and how it computes
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(

@@ -125,6 +125,12 @@ class Session:
             f"{len(pictures.training)} pictures to train on, {evaluated}, "
             f"{self.parts.total_steps} steps, {self.parts.warmup_steps} of them warm-up."
         )
+        if self.parts.warmup_steps >= self.parts.total_steps:
+            self.log.say(
+                f"The warm-up of {self.parts.warmup_steps} steps is longer than the run, so the rate never reaches "
+                f"{config.learning_rate:g}. Train for longer, or lower it: --set warmup_steps="
+                f"{max(1, self.parts.total_steps // 20)}"
+            )
         if resume:
             self.log.say(f"Resuming in epoch {self.progress.epoch + 1} after step {self.progress.step}.")
 
