@@ -62,5 +62,5 @@ def test_the_command_prints_them_without_building_a_model(
     printed = capsys.readouterr()
     lines = {line.split()[0]: line for line in printed.out.splitlines() if line}
     assert lines["rtdetr-r50"].split()[1:6] == ["42.9", "M", "135.7", "131.8", "53.1"]
-    assert lines["rtdetr-n"].split()[1:6] == ["4.3", "M", "12.4", "12.1", "-"]
+    assert lines["rtdetr-n"].split()[1:6] == ["4.3", "M", "12.4", "12.1", "–"]
     assert "https://github.com/lyuwenyu/RT-DETR/" in printed.err
