@@ -29,10 +29,12 @@ def slow_loss(
     terms: dict[str, Tensor] = {}
     for name, (logits, boxes) in layers.items():
         pairs = [
-            slow_match(logits[image].tolist(), boxes[image].tolist(), truth, config=config)
+            slow_match(logits[image].tolist(), boxes[image].tolist(), truth * copies, config=config)
             for image, truth in enumerate(boxes_by_picture(targets))
+            for copies in [config.selection_copies if name == "encoder" else 1]
         ]
-        terms |= _layer(name, logits, boxes, targets, pairs, config=config, normaliser=normaliser)
+        scale = normaliser * (config.selection_copies if name == "encoder" else 1)
+        terms |= _layer(name, logits, boxes, targets, pairs, config=config, normaliser=scale)
     if denoising is not None:
         assert output.denoising_logits is not None and output.denoising_boxes_cxcywh is not None
         copies: list[list[Pair]] = [[] for _ in targets.counts]
@@ -117,10 +119,14 @@ def _layer(
             for label in range(logits.shape[2]):
                 p = 1 / (1 + torch.exp(-logits[image, query, label]))
                 if (query, label) in quality:
-                    q = quality[query, label]
-                    classes = classes - q * (q * torch.log(p) + (1 - q) * torch.log(1 - p))
+                    q = weight = quality[query, label]
+                    if config.classification == "matchability":
+                        q, weight = q**config.matchability_gamma, 1
+                    classes = classes - weight * (q * torch.log(p) + (1 - q) * torch.log(1 - p))
                 else:
                     weight = config.varifocal_alpha * float(p.detach()) ** config.varifocal_gamma
+                    if config.classification == "matchability":
+                        weight = float(p.detach()) ** config.matchability_gamma
                     classes = classes - weight * torch.log(1 - p)
     return {
         f"class/{name}": config.class_weight * classes / normaliser,

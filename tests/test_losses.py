@@ -109,16 +109,29 @@ def criterion(**config: Any) -> Criterion:
     layers=st.integers(1, 2),
     queries=st.integers(1, 4),
     groups=st.integers(0, 2),
+    classification=st.sampled_from(["varifocal", "matchability"]),
     seed=st.integers(0, 1000),
 )
 def test_terms_and_gradients_equal_the_slow_version(
-    counts: tuple[int, ...], layers: int, queries: int, groups: int, seed: int
+    counts: tuple[int, ...], layers: int, queries: int, groups: int, classification: str, seed: int
 ) -> None:
     output, targets, denoising = case(counts, layers=layers, queries=queries, groups=groups, seed=seed)
+    assert_slow_version_agrees(output, targets, denoising, classification=classification)
+
+
+def test_one_to_many_selection_equals_the_slow_version() -> None:
+    output, targets, denoising = case((2, 0, 1), queries=5)
+    assert_slow_version_agrees(output, targets, denoising, selection_copies=2)
+
+
+def assert_slow_version_agrees(
+    output: RTDETROutput, targets: Targets, denoising: DenoisingQueries | None, **config: Any
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # more boxes than queries: test_matcher.py
-        terms = criterion()(output, targets, denoising)
-    expected = slow_loss(output, targets, denoising, config=LossConfig(), normaliser=max(1, sum(counts)))
+        terms = criterion(**config)(output, targets, denoising)
+    normaliser = max(1, sum(targets.counts))
+    expected = slow_loss(output, targets, denoising, config=LossConfig(**config), normaliser=normaliser)
 
     assert terms.keys() == expected.keys()
     for name in terms:

@@ -10,14 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from setdet.errors import TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.matcher import HungarianMatcher, Matches
 from setdet.targets import Targets
 from slow_losses import boxes_by_picture, slow_match
 from test_losses import make_output, make_targets
-
-NAMES = ("decoder.0", "encoder")
 
 
 def predictions(batch: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -26,7 +23,7 @@ def predictions(batch: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 def match(logits: Tensor, boxes: Tensor, targets: Targets) -> Matches:
-    return HungarianMatcher(config=LossConfig())(logits, boxes, targets, layer_names=NAMES)
+    return HungarianMatcher(config=LossConfig())(logits, boxes, targets)
 
 
 @settings(max_examples=30)
@@ -87,15 +84,15 @@ def test_more_boxes_than_queries_warns_once_and_names_the_picture() -> None:
     logits, boxes = predictions(3, 2)
     matcher = HungarianMatcher(config=LossConfig())
     with pytest.warns(UserWarning, match=r"More boxes than the 2 queries: crowd\.jpg \(4 boxes\)\."):
-        matches = matcher(logits, boxes, targets, layer_names=NAMES)
+        matches = matcher(logits, boxes, targets)
     assert (matches.image == 1).sum() == 2 * 2  # both queries of both layers; two boxes stay unmatched
     assert len(set(matches.target[matches.image == 1].tolist())) >= 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        matcher(logits, boxes, targets, layer_names=NAMES)  # the next epoch says nothing
+        matcher(logits, boxes, targets)  # the next epoch says nothing
     other = replace(targets, names=("a.jpg", "other.jpg", "c.jpg"))
     with pytest.warns(UserWarning, match="other.jpg"):
-        matcher(logits, boxes, other, layer_names=NAMES)
+        matcher(logits, boxes, other)
 
 
 def test_as_many_boxes_as_queries_is_no_reason_to_warn() -> None:
@@ -107,21 +104,23 @@ def test_as_many_boxes_as_queries_is_no_reason_to_warn() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["logits", "boxes"])
-@pytest.mark.parametrize("image", [0, 1])  # picture 1 has no boxes
-def test_a_prediction_that_is_not_finite_is_named(value: float, where: str, image: int) -> None:
-    targets = replace(make_targets((2, 0)), names=("first.jpg", "second.jpg"))
+def test_a_prediction_that_is_not_finite_is_the_last_choice(value: float, where: str) -> None:
     logits, boxes = predictions(2, 4)
-    (logits if where == "logits" else boxes)[1, image, 3, 1] = value
-    with pytest.raises(TrainingError, match=rf"{targets.names[image]} is not finite in layer encoder"):
-        match(logits, boxes, targets)
+    (logits if where == "logits" else boxes)[1, 0, 3] = value
+    matches = match(logits, boxes, make_targets((2, 0)))
+    chosen = matches.query[(matches.layer == 1) & (matches.image == 0)].tolist()
+    assert len(set(chosen)) == 2
+    assert 3 not in chosen or value in (math.inf, -math.inf)  # an infinite logit has a finite cost
 
 
-def test_pictures_without_names_are_named_by_their_place() -> None:
-    logits, boxes = predictions(2, 4)
-    logits[0, 1] = math.nan
-    logits[1, 1] = math.nan
-    with pytest.raises(TrainingError, match=r"picture 1 of the batch is not finite in layer decoder\.0 \(nor are 1"):
-        match(logits, boxes, make_targets((2, 1)))
+def test_copies_give_every_box_queries_of_its_own_as_far_as_they_reach() -> None:
+    targets = make_targets((2, 0, 3))
+    matches = HungarianMatcher(config=LossConfig())(*predictions(3, 7), targets, copies=[1, 3])
+    for layer, image, box, expected in ((0, 0, 0, 1), (1, 0, 0, 3), (1, 0, 1, 3), (1, 2, 2, 2), (1, 2, 4, 2)):
+        here = (matches.layer == layer) & (matches.image == image)
+        queries = matches.query[here & (matches.target == box)].tolist()
+        assert len(queries) == expected
+        assert len(set(matches.query[here].tolist())) == int(here.sum())
 
 
 def test_extreme_finite_predictions_are_matched() -> None:

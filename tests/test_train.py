@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +19,10 @@ import yaml
 
 import setdet.training.run as run_module
 import setdet.training.session as session_module
+from setdet.data.loader import Batch
 from setdet.data.schema import Dataset, Record
 from setdet.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
+from setdet.models.rtdetr import RTDETR
 from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetStage, HGNetV2Config
 from setdet.training.config import TrainConfig
 from setdet.training.run import train
@@ -340,44 +343,68 @@ def test_resuming_with_another_configuration_or_data_is_refused(dataset: Dataset
         train(dataset, tiny(epochs=1), out=out, resume=True)
 
 
-def test_loss_that_is_not_finite_names_pictures_and_terms(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_that_is_not_finite_costs_that_batch_only(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """The very same weights, moments and statistics as if the batch had not been there."""
     original, calls = run_module.backward, [0]
 
-    def poisoned(batch: object, **arguments: object) -> dict[str, torch.Tensor]:
+    def poisoned(batch: Batch, **arguments: Any) -> dict[str, torch.Tensor]:
         calls[0] += 1
-        terms: dict[str, torch.Tensor] = original(batch, **arguments)  # type: ignore[arg-type]
-        return {**terms, "box_giou": torch.tensor(float("nan"))} if calls[0] == 5 else terms
+        if calls[0] != 5:
+            return original(batch, **arguments)
+        with monkeypatch.context() as patch:
+            forward = RTDETR.forward
 
-    monkeypatch.setattr(run_module, "backward", poisoned)
-    with pytest.raises(
-        TrainingError, match=r"loss \(box_giou = nan\).* Pictures of that batch: .*train-\d\.png, .*train-\d\.png"
-    ):
-        train(dataset, tiny(), out=tmp_path / "run")
-    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
-    assert state["progress"]["step"] == 3, "the state of the last sound epoch stays"
+            def overflowing(model: RTDETR, images: torch.Tensor, *rest: Any) -> Any:
+                return forward(model, images * torch.inf, *rest)
+
+            patch.setattr(RTDETR, "forward", overflowing)
+            return original(batch, **arguments)
+
+    def absent(batch: Batch, **arguments: Any) -> dict[str, torch.Tensor]:
+        calls[0] += 1
+        if calls[0] != 5:
+            return original(batch, **arguments)
+        model = arguments["model"]
+        statistics = [buffer.clone() for buffer in model.buffers()]
+        terms = original(batch, **arguments)
+        for buffer, value in zip(model.buffers(), statistics, strict=True):
+            buffer.copy_(value)
+        next(iter(model.parameters())).grad.fill_(torch.nan)
+        return terms
+
+    for name, backward in (("poisoned", poisoned), ("absent", absent)):
+        calls[0] = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "backward", backward)
+            assert train(dataset, tiny(), out=tmp_path / name).steps == 6
+    assert "A step was left out in epoch 2: the loss (" in capfd.readouterr().err
+    (skipped,) = lines(tmp_path / "poisoned", "skipped")
+    assert "nan" in str(skipped["what"]) and len(skipped["pictures"]) == 2  # type: ignore[arg-type]
+    one, other = (torch.load(tmp_path / name / STATE, weights_only=True) for name in ("poisoned", "absent"))
+    for part in ("model", "ema"):
+        assert all(value.isfinite().all() for value in one[part].values())
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+    for slots, others in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
+        assert slots["step"] == 5 and all(torch.equal(slots[name], others[name]) for name in slots)
 
 
-def test_gradient_that_is_not_finite_leaves_the_last_sound_state(
+def test_a_run_whose_every_step_fails_ends_with_the_names_of_the_pictures(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = run_module.backward, [0]
+    original = run_module.backward
 
-    def poisoned(batch: object, **arguments: object) -> dict[str, torch.Tensor]:
-        terms: dict[str, torch.Tensor] = original(batch, **arguments)  # type: ignore[arg-type]
-        calls[0] += 1
-        if calls[0] == 6:  # the last batch of all: no later loss could show what it did
-            next(arguments["model"].parameters()).grad.fill_(float("inf"))  # type: ignore[attr-defined]
+    def poisoned(batch: Batch, **arguments: Any) -> dict[str, torch.Tensor]:
+        terms = original(batch, **arguments)
+        next(iter(arguments["model"].parameters())).grad.fill_(torch.inf)
         return terms
 
     monkeypatch.setattr(run_module, "backward", poisoned)
-    with pytest.raises(TrainingError, match=r"gradient \(norm (nan|inf)\) is not finite.*train-\d\.png"):
-        train(dataset, tiny(), out=tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"20 steps in a row .*gradient \(norm (nan|inf)\).*train-\d\.png"):
+        train(dataset, tiny(epochs=9), out=tmp_path / "run")
     state = torch.load(tmp_path / "run" / STATE, weights_only=True)
-    assert state["progress"]["step"] == 3
     assert all(value.isfinite().all() for value in state["model"].values())
-    assert read_info(tmp_path / "run" / "last.safetensors").history["epochs"] == 1
 
 
 def test_a_finished_run_has_a_report_from_python_too(dataset: Dataset, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from torch import nn
 
 from setdet.data.schema import Dataset, Record
 from setdet.data.sources import make_splits
+from setdet.data.transforms import AugmentConfig
 from setdet.errors import ConfigError, TrainingError
 from setdet.models.rtdetr import build_model
 from setdet.training.config import TrainConfig
 from setdet.training.devices import choose_device, choose_precision
 from setdet.training.ema import Ema, decay_for, warmup_for
-from setdet.training.logs import LossWatch, RunLog, mean_terms
+from setdet.training.logs import MOST_SKIPPED_IN_A_ROW, LossWatch, RunLog, SkippedStep, mean_terms
 from setdet.training.optim import (
     build_optimizer,
     frozen_modules,
@@ -50,6 +51,16 @@ def test_schedules() -> None:
     flat = factors("flat-cosine", final_rate=0.5)
     assert set(flat[10:51]) == {1.0} and flat[75] == pytest.approx(0.75) and 0.5 < flat[-1] < 0.501
     assert rate_factor(0, total_steps=1, warmup_steps=0, schedule="cosine") == 1.0
+    quadratic = [
+        rate_factor(step, total_steps=100, warmup_steps=10, schedule="constant", warmup="quadratic")
+        for step in range(11)
+    ]
+    assert quadratic == pytest.approx([(step / 10) ** 2 for step in range(1, 11)] + [1.0])
+    settled = [
+        rate_factor(step, total_steps=100, warmup_steps=1, schedule="flat-cosine", final_rate=0.5, plain_steps=20)
+        for step in range(100)
+    ]
+    assert settled[50] == 1.0 and settled[65] == pytest.approx(0.75) and set(settled[80:]) == {0.5}
 
 
 def test_warm_up_and_average_scale_with_the_run() -> None:
@@ -135,25 +146,43 @@ def test_loss_watch_reads_each_batch_and_names_the_broken_one() -> None:
     watch = LossWatch()
     watch.add({"class": torch.tensor(1.0), "box": torch.tensor(2.0)}, pictures=["a.png"])
     watch.add({"class": torch.tensor(3.0)}, pictures=["b.png"])
-    batches = watch.read(step=2)
-    assert batches == [{"class": 1.0, "box": 2.0}, {"class": 3.0}]
+    watch.add_step(torch.tensor(0.1))
+    batches, skipped = watch.read(step=2)
+    assert batches == [{"class": 1.0, "box": 2.0}, {"class": 3.0}] and skipped == []
     assert mean_terms(batches) == {"class": 2.0, "box": 1.0}
-    assert watch.read(step=2) == []
+    assert watch.read(step=2) == ([], [])
 
     watch.add({"class": torch.tensor(1.0)}, pictures=["c.png"])
     watch.add({"class": torch.tensor(1.0), "box": torch.tensor(math.inf)}, pictures=["d.png", "e.png"])
-    with pytest.raises(TrainingError, match=r"loss \(box = inf\).* step 7\. Pictures of that batch: d\.png, e\.png"):
-        watch.read(step=7)
+    watch.add_step(torch.tensor(math.nan))
+    batches, skipped = watch.read(step=7)
+    assert batches == [{"class": 1.0}]
+    assert skipped == [SkippedStep("loss (box = inf)", ("d.png", "e.png"))]
 
 
 def test_loss_watch_names_the_batches_behind_a_gradient_that_is_not_finite() -> None:
     watch = LossWatch()
-    for name, norm in (("a", None), ("b", 1.0), ("c", None), ("d", math.inf), ("e", math.nan)):
+    for name, norm in (("a", None), ("b", 1.0), ("c", None), ("d", math.inf), ("e", 1.0)):
         watch.add({"class": torch.tensor(1.0)}, pictures=[f"{name}.png"])
         if norm is not None:
-            watch.add_gradient(torch.tensor(norm))
-    with pytest.raises(TrainingError, match=r"gradient \(norm inf\).*Pictures of that batch: c\.png, d\.png\."):
-        watch.read(step=3)
+            watch.add_step(torch.tensor(norm))
+    assert watch.read(step=3)[1] == [SkippedStep("gradient (norm inf)", ("c.png", "d.png"))]
+
+
+def test_loss_watch_gives_up_on_a_run_that_skips_every_step() -> None:
+    watch = LossWatch()
+
+    def steps(count: int, norm: float) -> None:
+        for _ in range(count):
+            watch.add({"class": torch.tensor(1.0)}, pictures=["a.png"])
+            watch.add_step(torch.tensor(norm))
+        watch.read(step=9)
+
+    steps(MOST_SKIPPED_IN_A_ROW - 1, math.nan)
+    steps(1, 1.0)
+    steps(MOST_SKIPPED_IN_A_ROW - 1, math.nan)
+    with pytest.raises(TrainingError, match=r"20 steps in a row up to step 9 .* gradient \(norm nan\).*a\.png"):
+        steps(1, math.nan)
 
 
 def test_log_drops_lines_of_lost_work_and_a_line_cut_short(tmp_path: Path) -> None:
@@ -219,6 +248,16 @@ def test_configuration_survives_its_file_and_documents_every_field(tmp_path: Pat
 def test_more_plain_epochs_than_epochs() -> None:
     with pytest.raises(ConfigError, match="plain_epochs=3"):
         resolved(TrainConfig(epochs=2, plain_epochs=3), device="cpu", precision="fp32")
+
+
+def test_pictures_are_mixed_after_the_first_epochs_for_half_of_the_run() -> None:
+    mixed = AugmentConfig(mosaic=0.5, mixup=0.4, copy_blend=0.3)
+    config = TrainConfig(epochs=8, settle_epochs=2, plain_epochs=1, augment=mixed)
+    mixing = [augment_in(epoch, config).mosaic for epoch in range(8)]
+    assert mixing == [0, 0, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert [augment_in(epoch, config).iou_crop > 0 for epoch in range(8)] == [False] * 2 + [True] * 5 + [False]
+    always = config.model_copy(update={"mix_epochs": 8})
+    assert [augment_in(epoch, always).copy_blend for epoch in range(8)] == [0, 0, 0.3, 0.3, 0.3, 0.3, 0.3, 0]
 
 
 def test_last_epochs_are_plain() -> None:

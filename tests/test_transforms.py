@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
+from setdet.data.mixing import augment
 from setdet.data.schema import Sample
 from setdet.data.transforms import (
     NO_AUGMENTATION,
     AugmentConfig,
-    augment,
     batch_preprocessing,
     published_scales,
 )

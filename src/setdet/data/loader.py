@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from setdet.data.mixing import augment
 from setdet.data.schema import Record, Sample, check_size
-from setdet.data.transforms import AugmentConfig, augment, batch_preprocessing
+from setdet.data.transforms import AugmentConfig, batch_preprocessing
 from setdet.errors import DataError, SetdetError
 from setdet.images import Preprocessing, read_image
 from setdet.targets import Targets
@@ -247,9 +248,19 @@ class _Batches(TorchDataset[Batch | SetdetError]):
         samples = []
         for index in indices:
             rng = np.random.default_rng([self._seed, self._epoch, index])
-            sample = load_sample(self._records[index], cache=self._cache)
-            samples.append(augment(sample, self._augmentation, rng, preprocessing=preprocessing))
+            samples.append(
+                augment(
+                    self._load(index),
+                    self._augmentation,
+                    rng,
+                    preprocessing=preprocessing,
+                    another=lambda rng=rng: self._load(rng.integers(len(self._records))),  # type: ignore[misc]
+                )
+            )
         return collate(samples, indices)
+
+    def _load(self, index: int) -> Sample:
+        return load_sample(self._records[index], cache=self._cache)
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:

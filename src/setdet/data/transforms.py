@@ -1,4 +1,4 @@
-"""Augmentation: the published transforms of RT-DETR, drawn from a given generator of random numbers. No torch.
+"""Augmentation of one picture: RT-DETR's published transforms, drawn from a given random generator. No torch.
 
 Zoom-out and crop do not touch pixels: they move a window over the picture (which may reach out of it). Only what the
 window shows is resized, once, straight to the network's input, so that a picture enlarged four times costs nothing
@@ -6,17 +6,16 @@ and everything passes through the one filter. Colours change last, on the few pi
 """
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from setdet.config import Config
 from setdet.data.schema import Sample
-from setdet.images import Preprocessing, place, resize
+from setdet.data.windows import LUMA, Window, render
+from setdet.images import Preprocessing
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -26,7 +25,6 @@ _CROP_TRIALS = 40
 _CROP_ROUNDS = 20
 _CROP_MIN_SIDE = 0.3
 _CROP_ASPECT = (0.5, 2.0)
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class AugmentConfig(Config):
@@ -41,6 +39,15 @@ class AugmentConfig(Config):
     flip_horizontal: Probability = Field(default=0.5, description="Probability to swap left and right.")
     flip_vertical: Probability = Field(default=0.0, description="Probability to swap top and bottom.")
     rotate_90: Probability = Field(default=0.0, description="Probability to turn by 90, 180 or 270 degrees.")
+    mosaic: Probability = Field(default=0.0, description="Probability to put a picture together of four.")
+    mosaic_scale: tuple[float, float] = Field(
+        default=(0.5, 1.0),
+        description="Least and largest scale of the pictures in a mosaic; 1: that of a picture alone.",
+    )
+    mixup: Probability = Field(default=0.0, description="Probability to blend a picture with another, half and half.")
+    copy_blend: Probability = Field(
+        default=0.0, description="Probability to paste objects of another picture into a picture, with soft edges."
+    )
     multi_scale: tuple[int, ...] = Field(
         default=(),
         description="Shorter sides of the network's input in pixels, multiples of 32, one drawn for each batch; "
@@ -53,6 +60,13 @@ class AugmentConfig(Config):
         if any(size < 32 or size % 32 for size in sizes):
             raise ValueError("sizes must be positive multiples of 32")
         return sizes
+
+    @field_validator("mosaic_scale")
+    @classmethod
+    def _a_range(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0.1 <= scale[0] <= scale[1] <= 2.0:
+            raise ValueError("expected the least and the largest scale, from 0.1 to 2")
+        return scale
 
 
 NO_AUGMENTATION = AugmentConfig(photometric=0.0, zoom_out=0.0, iou_crop=0.0, flip_horizontal=0.0)
@@ -78,33 +92,10 @@ def batch_preprocessing(
     return preprocessing.model_copy(update={"image_size": (height, width)})
 
 
-@dataclass(frozen=True)
-class _Window:
-    """What is seen of the picture: corners in its pixels, which may lie outside of it."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    @property
-    def width(self) -> float:
-        return self.right - self.left
-
-    @property
-    def height(self) -> float:
-        return self.bottom - self.top
-
-    def rounded(self) -> "_Window":
-        """The window on whole pixels, at least one each way: at its own size it shows the very pixels."""
-        left, top = round(self.left), round(self.top)
-        return _Window(left, top, max(round(self.right), left + 1), max(round(self.bottom), top + 1))
-
-
-def augment(
+def vary(
     sample: Sample, config: AugmentConfig, rng: np.random.Generator, *, preprocessing: Preprocessing | None = None
 ) -> Sample:
-    """A changed copy of `sample`.
+    """A changed copy of `sample`, without any other picture.
 
     Args:
         sample: the picture and its boxes.
@@ -116,19 +107,20 @@ def augment(
         The sample with boxes clipped to what is seen; boxes less than 1 pixel wide or high are dropped, and so are
         those whose centre a crop cuts off.
     """
-    sample = _turn(sample, config, rng)
+    sample = turn(sample, config, rng)
     height, width = sample.image.shape[:2]
-    window = _Window(0.0, 0.0, float(width), float(height))
+    window = Window(0.0, 0.0, float(width), float(height))
     if rng.random() < config.zoom_out:
         window = _zoom_out(window, config.zoom_out_max, rng)
     keep = np.ones(len(sample.labels), dtype=np.bool_)
     if rng.random() < config.iou_crop:
         window, keep = _iou_crop(window, sample.boxes_xyxy_px, rng)
-    colors = _color_matrix(config.photometric, rng)
-    return _render(sample, window, keep, colors, preprocessing)
+    colors = color_matrix(config.photometric, rng)
+    window = window.rounded()
+    return render(sample, window, window.placed(preprocessing), keep=keep, colors=colors)
 
 
-def _turn(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Sample:
+def turn(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Sample:
     """Flips and right-angle rotations, as views of the pixels."""
     image, boxes = sample.image, sample.boxes_xyxy_px
     flip_horizontal, flip_vertical, rotate = rng.random(3) < (
@@ -149,16 +141,14 @@ def _turn(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Sa
     return Sample(image=image, boxes_xyxy_px=boxes, labels=sample.labels, crowd=sample.crowd, name=sample.name)
 
 
-def _zoom_out(window: _Window, largest: float, rng: np.random.Generator) -> _Window:
+def _zoom_out(window: Window, largest: float, rng: np.random.Generator) -> Window:
     factor = rng.uniform(1.0, largest)
     left = window.left - rng.random() * (factor - 1) * window.width
     top = window.top - rng.random() * (factor - 1) * window.height
-    return _Window(left, top, left + factor * window.width, top + factor * window.height)
+    return Window(left, top, left + factor * window.width, top + factor * window.height)
 
 
-def _iou_crop(
-    window: _Window, boxes: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[_Window, NDArray[np.bool_]]:
+def _iou_crop(window: Window, boxes: NDArray[np.float32], rng: np.random.Generator) -> tuple[Window, NDArray[np.bool_]]:
     """A smaller window that holds some box's centre and overlaps some box enough; which boxes' centres it holds."""
     everything = np.ones(len(boxes), dtype=np.bool_)
     if not len(boxes):
@@ -183,16 +173,16 @@ def _iou_crop(
         good = np.flatnonzero(fits & (aspect >= _CROP_ASPECT[0]) & (aspect <= _CROP_ASPECT[1]))
         if len(good):
             trial = good[0]
-            return _Window(*starts[trial].tolist(), *ends[trial].tolist()), inside[trial]
+            return Window(*starts[trial].tolist(), *ends[trial].tolist()), inside[trial]
     return window, everything
 
 
-def _color_matrix(probability: float, rng: np.random.Generator) -> NDArray[np.float64] | None:
+def color_matrix(probability: float, rng: np.random.Generator) -> NDArray[np.float64] | None:
     """Brightness, contrast, saturation, hue and order of channels as one (3, 4) affine map; None where none is drawn.
 
     The published code changes one after the other and cuts off at 0 and 255 in between, and turns the hue in HSV.
     Here hue turns around the grey axis, so that all are linear and one pass over the pixels does them. The fourth
-    column is the share of the picture's mean luma that contrast keeps, to be filled in by `_recolor`.
+    column is the share of the picture's mean luma that contrast keeps, to be filled in when it is drawn.
     """
     chosen = rng.random(5) < probability
     brightness, contrast, saturation = rng.uniform((0.875, 0.5, 0.5), (1.125, 1.5, 1.5))
@@ -207,7 +197,7 @@ def _color_matrix(probability: float, rng: np.random.Generator) -> NDArray[np.fl
         mean_share = (1 - contrast) * (brightness if chosen[0] else 1.0)
         matrix = matrix * contrast
     if chosen[2]:
-        matrix = (saturation * np.eye(3) + (1 - saturation) * _LUMA) @ matrix
+        matrix = (saturation * np.eye(3) + (1 - saturation) * LUMA) @ matrix
     if chosen[3]:
         cosine, sine = math.cos(angle), math.sin(angle) / math.sqrt(3)
         axis = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
@@ -215,76 +205,3 @@ def _color_matrix(probability: float, rng: np.random.Generator) -> NDArray[np.fl
     if chosen[4]:
         matrix = matrix[order]
     return np.column_stack([matrix, np.full(3, mean_share)])
-
-
-def _recolor(image: NDArray[np.uint8], colors: NDArray[np.float64]) -> NDArray[np.uint8]:
-    matrix = colors.copy()
-    if matrix[0, 3]:
-        matrix[:, 3] *= float(_LUMA @ np.asarray(cv2.mean(image)[:3]))
-    return cv2.transform(image, matrix)  # type: ignore[return-value]
-
-
-def _render(
-    sample: Sample,
-    window: _Window,
-    keep: NDArray[np.bool_],
-    colors: NDArray[np.float64] | None,
-    preprocessing: Preprocessing | None,
-) -> Sample:
-    """Draws what the window shows, and moves the boxes along with the very pixels they lie on."""
-    window = window.rounded()
-    seen = (int(window.height), int(window.width))
-    canvas_size, top, left, height, width = seen, 0, 0, *seen
-    if preprocessing is not None:
-        placement = place(*seen, preprocessing)
-        canvas_size, top, left = placement.input_size, placement.top, placement.left
-        height, width = placement.height, placement.width
-    rows = _span(window.top, window.bottom, sample.image.shape[0], top, height)
-    columns = _span(window.left, window.right, sample.image.shape[1], left, width)
-    patch = sample.image[rows.source, columns.source]
-    patch = resize(patch, rows.target.stop - rows.target.start, columns.target.stop - columns.target.start)
-    if colors is not None:
-        patch = _recolor(patch, colors)
-    if patch.shape[:2] != canvas_size:
-        canvas = np.zeros((*canvas_size, 3), dtype=np.uint8)
-        canvas[rows.target, columns.target] = patch
-        patch = canvas
-    boxes = sample.boxes_xyxy_px.astype(np.float64)
-    boxes[:, 0::2] = columns.move(boxes[:, 0::2])
-    boxes[:, 1::2] = rows.move(boxes[:, 1::2])
-    keep = keep & (boxes[:, 2:] - boxes[:, :2] >= 1.0).all(axis=1)
-    return Sample(
-        image=patch,
-        boxes_xyxy_px=boxes[keep].astype(np.float32),
-        labels=sample.labels[keep],
-        crowd=sample.crowd[keep],
-        name=sample.name,
-    )
-
-
-@dataclass(frozen=True)
-class _Span:
-    """One side of the drawing: which whole pixels of the picture go to which whole pixels of the canvas."""
-
-    source: slice
-    target: slice
-
-    def move(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions in the picture → positions on the canvas, clipped to what is drawn."""
-        scale = (self.target.stop - self.target.start) / (self.source.stop - self.source.start)
-        moved: NDArray[np.float64] = (positions - self.source.start) * scale + self.target.start
-        return moved.clip(self.target.start, self.target.stop)
-
-
-def _span(low: float, high: float, size: int, start: int, length: int) -> _Span:
-    """Maps the window from `low` to `high` of a picture of `size` pixels to `length` pixels of canvas from `start`.
-
-    On the canvas both ends are rounded to whole pixels and boxes follow the rounded ones: the scale is off by less than
-    a pixel over the whole side, but boxes never slip against the pixels.
-    """
-    first = min(max(0, int(low)), size - 1)
-    last = max(min(size, int(high)), first + 1)
-    scale = length / (high - low)
-    to = min(max(0, round((first - low) * scale)), length - 1)
-    end = max(min(length, round((last - low) * scale)), to + 1)
-    return _Span(source=slice(first, last), target=slice(start + to, start + end))

@@ -10,7 +10,7 @@ from torch import Tensor
 from setdet.errors import TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.matcher import HungarianMatcher, Matches
-from setdet.losses.terms import box_losses, matched_iou, varifocal_loss
+from setdet.losses.terms import box_losses, matchability_loss, matched_iou, varifocal_loss
 from setdet.models.denoising import DenoisingQueries
 from setdet.models.outputs import RTDETROutput
 from setdet.targets import Targets
@@ -42,7 +42,7 @@ class Criterion:
             denoising: the queries that the model was given, or None where it was given none.
 
         Raises:
-            TrainingError: a prediction is not finite, or what was given does not belong together.
+            TrainingError: what was given does not belong together.
         """
         self._check(output, targets, denoising)
         # Half precision is too coarse for areas and sums: float32, or float64 where that was given.
@@ -51,14 +51,17 @@ class Criterion:
         normaliser = _boxes_per_process(targets)
         logits, boxes = output.logits, output.boxes_cxcywh
         names = [f"decoder.{layer}" for layer in range(len(output.logits))]
+        copies = [1] * len(names)
         if output.encoder_logits is not None and output.encoder_boxes_cxcywh is not None:
             # The encoder's selection is one more layer: matched by itself, but in the same few operations.
             logits = torch.cat([logits, output.encoder_logits[None]])
             boxes = torch.cat([boxes, output.encoder_boxes_cxcywh[None]])
             names.append("encoder")
+            copies.append(self.config.selection_copies)
         logits, boxes = logits.to(dtype), boxes.to(dtype)
-        matches = self.matcher(logits, boxes, targets, layer_names=names)
-        terms = self._terms(logits, boxes, targets, matches, normaliser=normaliser, names=names)
+        matches = self.matcher(logits, boxes, targets, copies=copies)
+        per_layer = normaliser * torch.tensor(copies).to(normaliser.device, non_blocking=True)
+        terms = self._terms(logits, boxes, targets, matches, normaliser=per_layer, names=names)
 
         if denoising is not None and output.denoising_logits is not None and output.denoising_boxes_cxcywh is not None:
             layers = len(output.denoising_logits)
@@ -67,7 +70,7 @@ class Criterion:
                 output.denoising_boxes_cxcywh.to(dtype),
                 targets,
                 _denoising_matches(denoising, layers),
-                normaliser=normaliser * denoising.groups,
+                normaliser=normaliser[None] * denoising.groups,
                 names=[f"denoising.{layer}" for layer in range(layers)],
             )
         return terms
@@ -107,16 +110,19 @@ class Criterion:
         targets: Targets,
         matches: Matches,
         *,
-        normaliser: Float[Tensor, ""],
+        normaliser: Float[Tensor, "#layers"],
         names: list[str],
     ) -> dict[str, Float[Tensor, ""]]:
         config = self.config
         quality = matched_iou(boxes_cxcywh, targets, matches)
         if config.selection_target == "one" and "encoder" in names:
             quality = quality.masked_fill(matches.layer == names.index("encoder"), 1)
-        classes = varifocal_loss(
-            logits, quality, targets, matches, alpha=config.varifocal_alpha, gamma=config.varifocal_gamma
-        )
+        if config.classification == "matchability":
+            classes = matchability_loss(logits, quality, targets, matches, gamma=config.matchability_gamma)
+        else:
+            classes = varifocal_loss(
+                logits, quality, targets, matches, alpha=config.varifocal_alpha, gamma=config.varifocal_gamma
+            )
         l1, giou = box_losses(boxes_cxcywh, targets, matches)
         weighted = {
             "class": config.class_weight * classes / normaliser,

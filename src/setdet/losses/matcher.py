@@ -11,9 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from setdet.boxes import cxcywh_to_xyxy, generalized_box_iou
-from setdet.errors import TrainingError
 from setdet.losses.config import LossConfig
 from setdet.targets import Targets
+
+_WORST = 1e6  # the cost of a prediction that is not finite
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,19 @@ class HungarianMatcher:
         boxes_cxcywh: Float[Tensor, "layers batch queries 4"],
         targets: Targets,
         *,
-        layer_names: Sequence[str],
+        copies: Sequence[int] | None = None,
     ) -> Matches:
-        """Matches every layer. Call it with float32 or wider; `layer_names` are what messages call the layers.
+        """Matches every layer. Call it with float32 or wider.
 
-        Raises:
-            TrainingError: a prediction is not finite; the message names the picture and the layer.
+        Layer i gives every box `copies[i]` queries, or as many as there are for each; None: one everywhere.
 
         Warns:
             UserWarning: a picture has more boxes than there are queries; the surplus stays unmatched.
         """
-        layers, batch, queries, _ = logits.shape
-        self._warn_of_surplus(targets, queries)
-        # 0 where all of a picture's predictions are finite, else NaN. The cost alone would not show it: an infinite
-        # logit has a finite cost, and pictures without boxes have no cost at all.
-        broken = (logits * 0).sum(dim=(2, 3)) + (boxes_cxcywh * 0).sum(dim=(2, 3))
-        cost = self._cost(logits, boxes_cxcywh, targets)
-        together = torch.cat([broken.flatten(), cost.flatten()]).cpu().numpy()  # the one transfer of a step
-        _check_finite(together[: layers * batch].reshape(layers, batch), targets, layer_names)
-        pairs = _assign(together[layers * batch :].reshape(layers, -1, queries), targets.counts)
+        self._warn_of_surplus(targets, queries=logits.shape[2])
+        # Whatever is matched to a prediction that is not finite, the loss is not: the training step sees to that.
+        cost = self._cost(logits, boxes_cxcywh, targets).nan_to_num(nan=_WORST, posinf=_WORST, neginf=_WORST)
+        pairs = _assign(cost.cpu().numpy(), targets.counts, copies)  # the one transfer of a step
         layer, image, query, target = torch.from_numpy(pairs).to(logits.device).unbind()
         return Matches(layer=layer, image=image, query=query, target=target)
 
@@ -86,7 +81,7 @@ class HungarianMatcher:
         giou = generalized_box_iou(predicted_xyxy, _planar(cxcywh_to_xyxy(truth)[:, None]))
         return config.match_class * (positive - negative) + config.match_l1 * distance - config.match_giou * giou
 
-    def _warn_of_surplus(self, targets: Targets, queries: int) -> None:
+    def _warn_of_surplus(self, targets: Targets, *, queries: int) -> None:
         """Warns of each picture once, however many epochs it is seen in."""
         crowded = {_name(targets, image): count for image, count in enumerate(targets.counts) if count > queries}
         new = {name: count for name, count in crowded.items() if name not in self._warned}
@@ -112,29 +107,20 @@ def _per_box(
     return boxes.movedim(-1, 0).contiguous().index_select(2, image).movedim(0, -1)
 
 
-def _assign(cost: Shaped[np.ndarray, "layers boxes queries"], counts: Sequence[int]) -> Int64[np.ndarray, "4 pairs"]:
+def _assign(
+    cost: Shaped[np.ndarray, "layers boxes queries"], counts: Sequence[int], copies: Sequence[int] | None
+) -> Int64[np.ndarray, "4 pairs"]:
     """The cheapest pairs of every picture and layer, as rows of layer, image, query and target."""
-    layers = len(cost)
+    layers, _, queries = cost.shape
     pairs: list[Int64[np.ndarray, "4 some"]] = [np.zeros((4, 0), dtype=np.int64)]
     first = 0
     for image, count in enumerate(counts):
         for layer in range(layers if count else 0):
-            box, query = linear_sum_assignment(cost[layer, first : first + count])
-            pairs.append(np.stack([np.full_like(box, layer), np.full_like(box, image), query, first + box]))
+            times = max(1, min(copies[layer] if copies else 1, queries // count))
+            row, query = linear_sum_assignment(cost[layer, first : first + count].repeat(times, axis=0))
+            pairs.append(np.stack([np.full_like(row, layer), np.full_like(row, image), query, first + row // times]))
         first += count
     return np.concatenate(pairs, axis=1)
-
-
-def _check_finite(broken: Shaped[np.ndarray, "layers batch"], targets: Targets, layer_names: Sequence[str]) -> None:
-    found = np.argwhere(~np.isfinite(broken.T))
-    if len(found):
-        image, layer = found[0]
-        raise TrainingError(
-            f"The prediction for {_name(targets, int(image))} is not finite in layer {layer_names[layer]}"
-            f"{f' (nor are {len(found) - 1} others of this batch)' if len(found) > 1 else ''}. "
-            "The weights have diverged or half precision overflowed: lower the learning rate, or train with "
-            "bf16 or fp32."
-        )
 
 
 def _name(targets: Targets, image: int) -> str:

@@ -40,6 +40,28 @@ def varifocal_loss(
     return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none").sum(dim=(1, 2, 3))
 
 
+def matchability_loss(
+    logits: Float[Tensor, "layers batch queries classes"],
+    quality: Float[Tensor, " pairs"],
+    targets: Targets,
+    matches: Matches,
+    *,
+    gamma: float,
+) -> Float[Tensor, " layers"]:
+    """Cross-entropy towards the `quality` to the power `gamma`, whole for every matched pair (Huang et al. 2025,
+    "DEIM", eq. 4).
+
+    Where the varifocal loss weighs a pair by its quality, so that poor ones hardly count, here a confident query on a
+    poor box costs as much as any: one-to-one matching makes many of those early on.
+    """
+    at = (matches.layer, matches.image, matches.query, targets.labels[matches.target])
+    target = torch.zeros_like(logits)
+    target[at] = quality.to(logits.dtype) ** gamma
+    weight = logits.detach().sigmoid() ** gamma
+    weight[at] = 1
+    return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none").sum(dim=(1, 2, 3))
+
+
 def box_losses(
     boxes_cxcywh: Float[Tensor, "layers batch queries 4"], targets: Targets, matches: Matches
 ) -> tuple[Float[Tensor, " layers"], Float[Tensor, " layers"]]:

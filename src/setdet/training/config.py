@@ -39,6 +39,13 @@ class TrainConfig(Config):
     )
 
     epochs: int = Field(default=72, ge=1, description="passes over the training pictures")
+    settle_epochs: int = Field(default=0, ge=0, description="first epochs, without strong augmentation")
+    mix_epochs: int | None = Field(
+        default=None,
+        ge=0,
+        description="epochs after `settle_epochs` in which pictures are mixed (mosaic, mixup, copy-blend), where "
+        "`augment` says so; None: half of the run",
+    )
     plain_epochs: int = Field(default=0, ge=0, description="last epochs, without strong augmentation")
     image_size: tuple[int, int] = Field(default=(640, 640), description="network input, multiples of 32, pixels")
     batch_size: int = Field(default=8, ge=1, description="pictures in a batch, per process")
@@ -53,11 +60,13 @@ class TrainConfig(Config):
     clip_norm: float = Field(default=0.1, gt=0, description="largest norm of a step's gradient")
     schedule: Literal["cosine", "flat-cosine", "constant"] = Field(
         default="cosine",
-        description="after the warm-up: fall by a cosine; stay for half the run, then fall; or stay",
+        description="after the warm-up: fall by a cosine; stay for half the run, then fall (to its end by the "
+        "`plain_epochs`); or stay",
     )
     final_rate: float = Field(default=0.0, ge=0, le=1, description="rate at the end, as a share of the peak")
+    warmup: Literal["linear", "quadratic"] = Field(default="linear", description="how the rate rises at the start")
     warmup_steps: int | None = Field(
-        default=None, ge=0, description="steps of linear warm-up; None: 5 % of the run, at most 2000"
+        default=None, ge=0, description="steps of warm-up; None: 5 % of the run, at most 2000"
     )
 
     ema_decay: float | None = Field(

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,25 @@ from torch import Tensor
 
 from setdet.errors import TrainingError
 
+# So many steps in a row without a finite gradient are no accident of one batch.
+MOST_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """A step that was not taken.
+
+    Attributes:
+        what: is not finite: "loss (giou/decoder.2 = nan)" or "gradient (norm inf)".
+        pictures: of the batch behind it.
+    """
+
+    what: str
+    pictures: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"the {self.what} is not finite. Pictures of that batch: {', '.join(self.pictures)}."
+
 
 class LossWatch:
     """Collects the loss terms of batches and the gradient norms of steps on the device, and reads them all at once.
@@ -23,57 +43,62 @@ class LossWatch:
     """
 
     def __init__(self) -> None:
-        self._batches: list[tuple[tuple[str, ...], Sequence[str]]] = []  # names of terms, names of pictures
-        self._steps: list[int] = []  # how many batches there were at each step
+        self._batches: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # names of terms, names of pictures
+        self._ends: dict[int, bool] = {}  # after how many batches a step was taken, and whether its norm is known
         self._numbers: list[Tensor] = []
+        self._in_a_row = 0
 
     def add(self, terms: dict[str, Tensor], *, pictures: Sequence[str]) -> None:
         """Remembers the detached terms of one batch, and what to call its pictures."""
-        self._batches.append((tuple(terms), pictures))
+        self._batches.append((tuple(terms), tuple(pictures)))
         self._numbers.append(torch.stack([term.float() for term in terms.values()]))
 
-    def add_gradient(self, norm: Tensor) -> None:
-        """Remembers the norm of the gradient of the batches since the last call."""
-        self._steps.append(len(self._batches))
-        self._numbers.append(norm.detach().float().view(1))
+    def add_step(self, norm: Tensor | None) -> None:
+        """Marks the end of a step, whose gradient had that norm. None where an infinite one is an everyday matter."""
+        self._ends[len(self._batches)] = norm is not None
+        if norm is not None:
+            self._numbers.append(norm.detach().float().view(1))
 
-    def read(self, *, step: int) -> list[dict[str, float]]:
-        """The terms of each batch since the last reading.
+    def read(self, *, step: int) -> tuple[list[dict[str, float]], list[SkippedStep]]:
+        """The terms of every finite batch since the last reading, and the skipped steps. Call it after a step.
 
         Raises:
-            TrainingError: a term or a gradient is not finite; the pictures of the first such batch are named.
+            TrainingError: the last 20 steps were all skipped.
         """
         if not self._batches:
-            return []
+            return [], []
         numbers = iter(torch.cat(self._numbers).tolist())
-        late = len(self._batches) > 1
-        batches: list[dict[str, float]] = []
-        pictures: list[str] = []  # of the step
-        for count, (names, called) in enumerate(self._batches, start=1):
+        finite: list[dict[str, float]] = []
+        skipped: list[SkippedStep] = []
+        in_step: list[str] = []  # pictures
+        broken: SkippedStep | None = None
+        for count, (names, pictures) in enumerate(self._batches, start=1):
             batch = {name: next(numbers) for name in names}
-            broken = [f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value)]
-            if broken:
-                raise TrainingError(_not_finite(f"loss ({', '.join(broken)})", called, step=step, late=late))
-            batches.append(batch)
-            pictures.extend(called)
-            if count in self._steps:
-                norm = next(numbers)
-                if not math.isfinite(norm):
-                    raise TrainingError(_not_finite(f"gradient (norm {norm})", pictures, step=step, late=late))
-                pictures.clear()
+            in_step += pictures
+            wrong = [f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value)]
+            if wrong:
+                broken = SkippedStep(f"loss ({', '.join(wrong)})", pictures)
+            else:
+                finite.append(batch)
+            if count not in self._ends:
+                continue
+            norm = next(numbers) if self._ends[count] else 0.0
+            if broken is None and not math.isfinite(norm):
+                broken = SkippedStep(f"gradient (norm {norm})", tuple(in_step))
+            self._in_a_row = 0 if broken is None else self._in_a_row + 1
+            if broken is not None:
+                skipped.append(broken)
+            if self._in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise TrainingError(
+                    f"{self._in_a_row} steps in a row up to step {step} had to be skipped; last, {broken} "
+                    "Check their boxes with `setdet data check`; else lower learning_rate, or use precision=fp32. "
+                    "The state saved before is intact."
+                )
+            in_step, broken = [], None
         self._batches.clear()
-        self._steps.clear()
+        self._ends.clear()
         self._numbers.clear()
-        return batches
-
-
-def _not_finite(what: str, pictures: Sequence[str], *, step: int, late: bool) -> str:
-    when = f"in one of the last batches up to step {step}" if late else f"at step {step}"
-    return (
-        f"The {what} is not finite {when}. Pictures of that batch: {', '.join(pictures)}. "
-        "Check their boxes with `setdet data check`; else lower learning_rate, or use precision=fp32. "
-        "The state saved before is intact."
-    )
+        return finite, skipped
 
 
 def mean_terms(batches: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from setdet.data.schema import Dataset
-from setdet.errors import TrainingError
 from setdet.report.run import write_run_report
 from setdet.training.config import TrainConfig
 from setdet.training.devices import choose_device, choose_precision, launch, shut_down
@@ -11,7 +10,7 @@ from setdet.training.interrupt import StopRequest, stop_on_signal
 from setdet.training.optim import set_rate
 from setdet.training.session import Session, TrainResult
 from setdet.training.setup import check_folder, choose_pictures, resolved
-from setdet.training.step import backward, noise_generator, optimizer_step
+from setdet.training.step import SoundStatistics, backward, noise_generator, optimizer_step
 
 __all__ = ["TrainResult", "train"]
 
@@ -37,7 +36,8 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
     Raises:
         ConfigError: a value does not fit this machine, the model or the resumed run.
         OutputError: `out` is in use, or there is nothing to resume in it.
-        TrainingError: nothing to train on, or a loss or gradient that is not finite.
+        TrainingError: nothing to train on, or 20 steps in a row whose loss or gradient is not finite. A single one is
+            left out, and the log names its pictures.
         WeightsError: `config.init` cannot be started from.
         DataError: there are fewer pictures than a batch, or a picture cannot be read.
     """
@@ -50,12 +50,7 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
         with stop_on_signal() as stop:
             run = Session.open(dataset.class_names, pictures, config=config, fabric=fabric, out=out, resume=resume)
             with run.log:
-                try:
-                    result = _train(run, stop)
-                except TrainingError:
-                    # Weights spoilt by one batch fail in the next one: name the batch that spoilt them.
-                    run.watch.read(step=run.progress.step)
-                    raise
+                result = _train(run, stop)
             if fabric.is_global_zero and not result.interrupted:
                 measured_on = pictures.evaluation_name
                 write_run_report(out, records=pictures.evaluation, measured_on=measured_on, device=device)
@@ -66,6 +61,7 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
 
 def _train(run: Session, stop: StopRequest) -> TrainResult:
     config, fabric, parts, progress = run.config, run.fabric, run.parts, run.progress
+    statistics = SoundStatistics(parts.model)
     while progress.epoch < config.epochs and not stop.agreed(fabric):
         parts.train_mode()
         for batch in run.remaining_batches():
@@ -93,10 +89,14 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
 
             set_rate(parts.optimizer, run.rate_factor())
             norm = optimizer_step(
-                fabric=fabric, model=parts.model, optimizer=parts.optimizer, clip_norm=config.clip_norm
+                fabric=fabric,
+                model=parts.model,
+                optimizer=parts.optimizer,
+                clip_norm=config.clip_norm,
+                statistics=statistics,
             )
-            if config.precision != "fp16":  # whose loss scaling leaves out a step that overflows
-                run.watch.add_gradient(norm)
+            # With fp16's loss scaling, an infinite gradient is how the scale is found.
+            run.watch.add_step(None if config.precision == "fp16" else norm)
             progress.step += 1
             parts.ema.update(parts.model, step=progress.step)
 

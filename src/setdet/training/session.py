@@ -151,6 +151,8 @@ class Session:
             warmup_steps=self.parts.warmup_steps,
             schedule=self.config.schedule,
             final_rate=self.config.final_rate,
+            warmup=self.config.warmup,
+            plain_steps=self.parts.total_steps * self.config.plain_epochs // self.config.epochs,
         )
 
     def log_steps(self) -> None:
@@ -287,7 +289,19 @@ class Session:
         return Preprocessing(image_size=self.config.image_size)
 
     def _read_losses(self) -> None:
-        for batch in self.watch.read(step=self.progress.step):
+        finite, skipped = self.watch.read(step=self.progress.step)
+        for step in skipped:
+            self.log.say(f"A step was left out in epoch {self.progress.epoch + 1}: {step}")
+            self.log.write(
+                {
+                    "kind": "skipped",
+                    "epoch": self.progress.epoch + 1,
+                    "step": self.progress.step,
+                    "what": step.what,
+                    "pictures": step.pictures,
+                }
+            )
+        for batch in finite:
             self.recent.append(batch)
             self.progress.loss_batches += 1
             for name, value in batch.items():

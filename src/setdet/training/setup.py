@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -89,10 +90,15 @@ def check_folder(out: Path, *, resume: bool) -> None:
 
 
 def augment_in(epoch: int, config: TrainConfig) -> AugmentConfig:
-    """The augmentation of an epoch (from 0): in the last, plain ones, only flips and turns, at the evaluated size."""
-    if epoch < config.epochs - config.plain_epochs:
-        return config.augment
-    return config.augment.model_copy(update={"photometric": 0.0, "zoom_out": 0.0, "iou_crop": 0.0, "multi_scale": ()})
+    """The augmentation of an epoch (from 0): in the first and last, plain ones, only flips and turns, at one size."""
+    changes: dict[str, Any] = {}
+    mixing = config.epochs // 2 if config.mix_epochs is None else config.mix_epochs
+    if not config.settle_epochs <= epoch < config.settle_epochs + mixing:
+        changes |= {"mosaic": 0.0, "mixup": 0.0, "copy_blend": 0.0}
+    if not config.settle_epochs <= epoch < config.epochs - config.plain_epochs:
+        changes |= {"mosaic": 0.0, "mixup": 0.0, "copy_blend": 0.0}
+        changes |= {"photometric": 0.0, "zoom_out": 0.0, "iou_crop": 0.0, "multi_scale": ()}
+    return config.augment.model_copy(update=changes)
 
 
 def configured_model(config: TrainConfig, num_classes: int) -> ModelConfig:
@@ -182,8 +188,11 @@ def resolved(config: TrainConfig, *, device: str, precision: str) -> TrainConfig
     """The configuration with what `auto` stood for.
 
     Raises:
-        ConfigError: a schedule longer than the run, or more plain epochs than epochs.
+        ConfigError: more plain epochs than epochs.
     """
-    if config.plain_epochs > config.epochs:
-        raise ConfigError(f"plain_epochs={config.plain_epochs} is more than epochs={config.epochs}.")
+    if config.settle_epochs + config.plain_epochs > config.epochs:
+        raise ConfigError(
+            f"settle_epochs={config.settle_epochs} and plain_epochs={config.plain_epochs} are together more than "
+            f"epochs={config.epochs}."
+        )
     return config.model_copy(update={"device": device, "precision": precision})

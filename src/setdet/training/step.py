@@ -77,15 +77,44 @@ def backward(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def optimizer_step(*, fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> Tensor:
+class SoundStatistics:
+    """The running statistics of a model's norms, which a forward that overflows would spoil for good."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._current = list(model.buffers())
+        self._sound = [buffer.clone() for buffer in self._current]
+
+    def settle(self, finite: Tensor) -> None:
+        """After a step: keeps what the forward has gathered if the step was `finite`, else puts back what was there."""
+        for current, sound in zip(self._current, self._sound, strict=True):
+            sound.copy_(torch.where(finite, current, sound))
+            current.copy_(sound)
+
+
+def optimizer_step(
+    *,
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float,
+    statistics: SoundStatistics,
+) -> Tensor:
     """Clips the gradient, moves the weights and clears the gradient.
+
+    A gradient that is not finite moves nothing: weights, the optimiser's moments and the norms' statistics stay as they
+    were before. Nothing here waits for the device.
 
     Returns:
         The gradient's norm before clipping, on the device: reading it waits for it.
     """
     norm = fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     assert norm is not None  # only clipping by value has none
+    finite = norm.isfinite()
+    if optimizer.defaults["fused"]:
+        # What PyTorch's loss scaling tells the fused kernel, on the device; fp16's own tells the others.
+        optimizer.optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
     optimizer.step()
+    statistics.settle(finite)
     optimizer.zero_grad(set_to_none=True)
     return norm
 
