@@ -256,6 +256,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         "ap": 0.2,
         "precision": 0.5,
         "recall": 0.25,
+        "flat_since": None,
     }
     assert differences([first, second, other]) == {"seed": [0, 1, 0], "epochs": [2, 2, 1]}
     (group,) = over_seeds([first, second, other])
@@ -268,3 +269,12 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         write_comparison(tmp_path / "page.html", [first] * 7)
     with pytest.raises(DataError, match="Expected the folder of a training run"):
         read_run(tmp_path)
+
+
+def test_a_run_is_flat_since_its_last_gain(tmp_path: Path) -> None:
+    run = read_run(_run_folder(tmp_path / "a", seed=0, ap50=[0.2, 0.6, 0.4, 0.608, 0.604]))
+    assert run.flat_since == 2  # mAP50-95, half of mAP50 here, rose from 0.300 to 0.304 after it
+    rising = read_run(_run_folder(tmp_path / "b", seed=0, ap50=[0.2, 0.4, 0.6]))
+    assert rising.flat_since is None
+    page = write_comparison(tmp_path / "page.html", [run, rising]).read_text(encoding="utf-8")
+    assert "epoch 2</td>" in page and "still rising</td>" in page

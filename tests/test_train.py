@@ -273,6 +273,25 @@ def test_best_epoch_is_chosen_on_a_part_of_the_training_split(
     assert seen[0] and seen[0] < {record.image for record in dataset.splits["train"]}
 
 
+def test_a_run_without_patience_left_ends_early_and_is_complete(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = iter([0.2, 0.5, 0.3, 0.4, 0.9])
+
+    class Evaluation:
+        def to_dict(self) -> dict[str, float]:
+            return {"ap": next(curve), "ap50": 0.6}
+
+    monkeypatch.setattr(session_module, "evaluate", lambda *_, **__: Evaluation())
+    config = tiny(epochs=9, select_on=0.34, evaluate_every=1, patience=2)
+    result = train(dataset, config, out=tmp_path / "run")
+    assert (result.epochs, result.best_epoch, result.interrupted) == (4, 2, False)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert train(dataset, config, out=tmp_path / "run", resume=True).epochs == 4, "nothing is left to do"
+    with pytest.raises(ConfigError, match="'patience' needs 'select_on'"):
+        tiny(patience=2)
+
+
 def test_val_split_is_made_where_there_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
     dataset = make_dataset(tmp_path / "data", train_count=10, val_count=0)

@@ -277,6 +277,14 @@ def test_recipes() -> None:
     assert recipe("paper-v1").model == "rtdetr-r50"
     assert set(paper_v1().augment.multi_scale) == set(range(480, 801, 32))
     assert set(recipe("paper-v1", image_size=(320, 320)).augment.multi_scale) == set(range(256, 385, 32))
+    deep = recipe("paper-v2", model="rtdetrv2-hgnetv2-l-dsp", backbone_weights="weights")
+    assert deep.backbone_rate == 5e-6 and deep.freeze == ("backbone.stem", "norms")
+    small = recipe("paper-v2", model="rtdetrv2-r18", backbone_weights="weights")
+    assert (small.backbone_rate, small.freeze, small.epochs, small.plain_epochs) == (1e-4, (), 120, 2)
+    assert recipe("paper-v2").backbone_rate is None
+    assert recipe("deim", model="rtdetr-r50", init="weights").backbone_rate == 2e-5
+    mixing = [augment_in(epoch, recipe("deim")).mosaic > 0 for epoch in range(120)]
+    assert mixing.index(True) == 4 and sum(mixing) == 60
     with pytest.raises(ConfigError, match="multiples of 32"):
         recipe("paper-v1", image_size=(100, 100))
     with pytest.raises(ConfigError, match="Did you mean 'default'"):

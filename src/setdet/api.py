@@ -177,7 +177,7 @@ def train(
         data: a folder, a `data.yaml` or a COCO JSON.
         model: its name; None: that of the weights in `init`, else the recipe's usual one.
         out: the run folder, new or empty; None: the first of runs/MODEL, runs/MODEL-2, … that is not there yet.
-        recipe: "default" (as None) or "paper-v1".
+        recipe: "default" (as None), "paper-v1", "paper-v2" or "deim".
         init: weights to start from: whatever `load` takes.
         backbone_weights: weights for the backbone alone, such as a file of ImageNet weights, or another detector's.
         freeze: parts that stay as they are, such as "backbone" or "norms".

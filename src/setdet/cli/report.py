@@ -17,7 +17,8 @@ def report(
 ) -> None:
     """Compare training runs: curves over epochs and over minutes, last figures, what they differ in.
 
-    Runs that differ in their seed alone are also summed up, with mean and standard deviation.
+    Runs that differ in their seed alone are also summed up, with mean and standard deviation. A run is flat since the
+    epoch after which mAP50-95 rose by 0.005 or less: longer training would bring little.
     """
     from setdet.report.compare import FIGURES, differences, over_seeds, read_run, write_comparison
 
@@ -30,13 +31,14 @@ def report(
         typer.echo(json.dumps({**values, "settings": differences(read)}, indent=1, ensure_ascii=False))
         return
     show_table(
-        ("run", "epoch", "minutes", *FIGURES.values()),
+        ("run", "epoch", "minutes", *FIGURES.values(), "flat since"),
         [
             (
                 row["run"],
                 "–" if row["epoch"] is None else row["epoch"],
                 "–" if row["minutes"] is None else f"{row['minutes']:.1f}",
                 *("–" if row[key] is None else f"{row[key]:.3f}" for key in FIGURES),
+                "still rising" if row["flat_since"] is None else f"epoch {row['flat_since']}",
             )
             for row in (run.to_dict() for run in read)
         ],

@@ -38,7 +38,9 @@ def train(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Where everything else comes from: default or paper-v1.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Where everything else comes from: default, paper-v1, paper-v2 or deim.", rich_help_panel=_MODEL
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training pictures.", rich_help_panel=_LENGTH)

@@ -16,6 +16,7 @@ from setdet.report.run import read_epochs
 
 FIGURES = {"ap50": "mAP50", "ap": "mAP50-95", "precision": "precision", "recall": "recall"}
 _MOST = 6  # as many as a chart has colours
+_NO_GAIN = 0.005  # of mAP50-95, over all that followed
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,15 @@ class Run:
             "epoch": last.get("epoch"),
             "minutes": last.get("minutes"),
             **{key: values.get(key) for key in FIGURES},
+            "flat_since": self.flat_since,
         }
+
+    @property
+    def flat_since(self) -> int | None:
+        """The epoch after which mAP50-95 rose by 0.005 or less; None while it still rises."""
+        curve = [(line["epoch"], value) for line in self.measured if (value := line[str(self.measured_on)].get("ap"))]
+        best = max((value for _, value in curve), default=0.0)
+        return next((epoch for epoch, value in curve[:-1] if value >= best - _NO_GAIN), None)
 
 
 def read_run(folder: Path) -> Run:

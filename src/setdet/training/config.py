@@ -96,6 +96,12 @@ class TrainConfig(Config):
         description="share of the training pictures kept aside to choose the best epoch on; "
         "None: no choice is made, the last averaged weights are the result and the val split is only reported on",
     )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="epochs without a higher AP on the `select_on` part after which the run ends; None: it never ends "
+        "early. A rate that falls with the schedule has its best epochs at its end: use it with schedule=constant",
+    )
     checkpoint_every_steps: int | None = Field(
         default=None, ge=1, description="steps between saved states within an epoch; one is saved after each epoch"
     )
@@ -116,4 +122,8 @@ class TrainConfig(Config):
             raise ValueError("'freeze' needs 'init' or 'backbone_weights': frozen random weights never learn")
         if self.select_on is not None and self.evaluate_every == 0:
             raise ValueError("'select_on' needs evaluations: set 'evaluate_every' to 1 or more")
+        if self.patience is not None and self.select_on is None:
+            raise ValueError(
+                "'patience' needs 'select_on': to stop by the pictures that are reported on would flatter the figure"
+            )
         return self

@@ -62,7 +62,7 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
 def _train(run: Session, stop: StopRequest) -> TrainResult:
     config, fabric, parts, progress = run.config, run.fabric, run.parts, run.progress
     statistics = SoundStatistics(parts.model)
-    while progress.epoch < config.epochs and not stop.agreed(fabric):
+    while not run.over and not stop.agreed(fabric):
         parts.train_mode()
         for batch in run.remaining_batches():
             position = progress.batch % config.accumulate
@@ -112,4 +112,4 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
         if stop.agreed(fabric):
             return run.leave()
         run.finish_epoch()
-    return run.leave() if progress.epoch < config.epochs else run.result(interrupted=False)
+    return run.result(interrupted=False) if run.over else run.leave()

@@ -207,6 +207,13 @@ class Session:
         progress.loss_sums, progress.loss_batches = {}, 0
         self.save_state()
 
+    @property
+    def over(self) -> bool:
+        """Whether all epochs are done, or the last ones brought nothing and the configuration has no patience left."""
+        epochs, best = self.progress.epoch, self.progress.best_epoch
+        patience = self.config.patience
+        return epochs >= self.config.epochs or (patience is not None and best is not None and epochs - best >= patience)
+
     def save_state(self) -> None:
         """Saves all that resuming needs; the losses are checked before, so that a saved state is a sound one."""
         self._read_losses()
