@@ -8,6 +8,7 @@ from oracle import randomise
 from setdet.errors import ConfigError, WeightsError
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.deploy import fold
+from setdet.models.layers import GroupedConv2d
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import MODELS, model_config
 from setdet.targets import Targets
@@ -172,3 +173,23 @@ def test_no_boxes_no_denoising() -> None:
 def test_an_unknown_model_gets_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'rtdetr-r18'"):
         model_config("rtdetr_r18")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_convolutions_train_in_half_precision_as_in_single(stride: int) -> None:
+    """On a CPU they take a way of their own: in and out in half precision, computed in float32."""
+    torch.manual_seed(0)
+    conv = GroupedConv2d(8, 8, 3, stride, padding=1, groups=8, bias=False)
+    x = torch.randn(2, 8, 12, 12).to(torch.bfloat16).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv(x)
+    assert out.dtype == torch.bfloat16
+    gradient = torch.randn_like(out)
+    found = torch.autograd.grad(out, [x, conv.weight], gradient)
+    exact_x = x.detach().double().requires_grad_()
+    weight = conv.weight.detach().double().requires_grad_()
+    exact = torch.nn.functional.conv2d(exact_x, weight, stride=stride, padding=1, groups=8)
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-6)
+    expected = torch.autograd.grad(exact, [exact_x, weight], gradient.double())
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=2**-8, atol=1e-6)  # rounded once, at the end
+    torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
