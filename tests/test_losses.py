@@ -124,6 +124,28 @@ def test_one_to_many_selection_equals_the_slow_version() -> None:
     assert_slow_version_agrees(output, targets, denoising, selection_copies=2)
 
 
+def test_groups_of_queries_are_judged_by_themselves_and_averaged() -> None:
+    output, targets, denoising = case((2, 0, 1), queries=6)
+    grouped = Criterion(config=LossConfig(), num_classes=3, queries=3)(output, targets, denoising)
+    parts = [
+        criterion()(
+            replace(
+                output,
+                logits=output.logits[:, :, part],
+                boxes_cxcywh=output.boxes_cxcywh[:, :, part],
+                encoder_logits=output.encoder_logits[:, part],  # type: ignore[index]
+                encoder_boxes_cxcywh=output.encoder_boxes_cxcywh[:, part],  # type: ignore[index]
+            ),
+            targets,
+            denoising,
+        )
+        for part in (slice(0, 3), slice(3, 6))
+    ]
+    assert grouped.keys() == parts[0].keys()
+    for name, value in grouped.items():
+        torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2)
+
+
 def assert_slow_version_agrees(
     output: RTDETROutput, targets: Targets, denoising: DenoisingQueries | None, **config: Any
 ) -> None:

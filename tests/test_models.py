@@ -193,3 +193,27 @@ def test_grouped_convolutions_train_in_half_precision_as_in_single(stride: int) 
     expected = torch.autograd.grad(exact, [exact_x, weight], gradient.double())
     torch.testing.assert_close(found[0].double(), expected[0], rtol=2**-8, atol=1e-6)  # rounded once, at the end
     torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_groups_of_queries_do_not_see_each_other_and_one_runs_in_evaluation() -> None:
+    config = model_config("rtdetr-n", num_classes=3)
+    one, three = (
+        build_model(config.override(["decoder.queries=20", f"decoder.training_groups={groups}"])) for groups in (1, 3)
+    )
+    randomise(one, seed=0)
+    three.load_state_dict(one.state_dict())
+    for model in (one, three):  # the statistics of the norms stay
+        model.double().eval()
+    images = torch.rand(2, 3, 96, 128, dtype=torch.float64)
+    torch.testing.assert_close(one(images).logits, three(images).logits, rtol=0, atol=0)
+    for model in (one, three):
+        model.query_selection.training = model.decoder.training = True
+    targets = Targets(
+        labels=torch.tensor([0]), boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.2, 0.2]]).double(), counts=(1, 0)
+    )
+    noise = make_denoising_queries(targets, num_classes=3, queries=4, generator=torch.Generator().manual_seed(0))
+    alone, grouped = one(images, noise), three(images, noise)
+    assert alone.logits.shape[2] == 20 and grouped.logits.shape[2] == 60
+    torch.testing.assert_close(grouped.logits[:, :, :20], alone.logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grouped.denoising_logits, alone.denoising_logits, rtol=1e-9, atol=1e-9)
+    assert three(images[:, :, :32, :32]).logits.shape[2] == 20  # 21 tokens: too few for a second group

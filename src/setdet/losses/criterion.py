@@ -21,9 +21,11 @@ __all__ = ["Criterion", "LossConfig"]
 class Criterion:
     """Weighted terms by name, whose sum is the loss (RT-DETR, section 4.3, eq. 2 and 3)."""
 
-    def __init__(self, *, config: LossConfig, num_classes: int) -> None:
+    def __init__(self, *, config: LossConfig, num_classes: int, queries: int | None = None) -> None:
+        """Judges a model of `num_classes` classes; `queries` make a group, each matched by itself (None: all)."""
         self.config = config
         self.num_classes = num_classes
+        self.queries = queries
         self.matcher = HungarianMatcher(config=config)
 
     def __call__(
@@ -58,8 +60,9 @@ class Criterion:
             boxes = torch.cat([boxes, output.encoder_boxes_cxcywh[None]])
             names.append("encoder")
             copies.append(self.config.selection_copies)
-        logits, boxes = logits.to(dtype), boxes.to(dtype)
-        matches = self.matcher(logits, boxes, targets, copies=copies)
+        # A group of queries is as good as further layers: matched by itself.
+        logits, boxes = self._groups_as_layers(logits).to(dtype), self._groups_as_layers(boxes).to(dtype)
+        matches = self.matcher(logits, boxes, targets, copies=copies * (len(logits) // len(names)))
         per_layer = normaliser * torch.tensor(copies).to(normaliser.device, non_blocking=True)
         terms = self._terms(logits, boxes, targets, matches, normaliser=per_layer, names=names)
 
@@ -74,6 +77,11 @@ class Criterion:
                 names=[f"denoising.{layer}" for layer in range(layers)],
             )
         return terms
+
+    def _groups_as_layers(self, x: Float[Tensor, "layers batch queries n"]) -> Float[Tensor, "more batch fewer n"]:
+        """All layers of the first group, then all of the second, and so on."""
+        size = min(self.queries or x.shape[2], x.shape[2])
+        return x.unflatten(2, (-1, size)).movedim(2, 0).flatten(0, 1)
 
     def _check(self, output: RTDETROutput, targets: Targets, denoising: DenoisingQueries | None) -> None:
         batch, classes = output.logits.shape[1], output.logits.shape[3]
@@ -110,13 +118,13 @@ class Criterion:
         targets: Targets,
         matches: Matches,
         *,
-        normaliser: Float[Tensor, "#layers"],
+        normaliser: Float[Tensor, "#named"],
         names: list[str],
     ) -> dict[str, Float[Tensor, ""]]:
         config = self.config
         quality = matched_iou(boxes_cxcywh, targets, matches)
         if config.selection_target == "one" and "encoder" in names:
-            quality = quality.masked_fill(matches.layer == names.index("encoder"), 1)
+            quality = quality.masked_fill(matches.layer % len(names) == names.index("encoder"), 1)
         if config.classification == "matchability":
             classes = matchability_loss(logits, quality, targets, matches, gamma=config.matchability_gamma)
         else:
@@ -125,9 +133,12 @@ class Criterion:
             )
         l1, giou = box_losses(boxes_cxcywh, targets, matches)
         weighted = {
-            "class": config.class_weight * classes / normaliser,
-            "l1": config.l1_weight * l1 / normaliser,
-            "giou": config.giou_weight * giou / normaliser,
+            term: weight * values.view(-1, len(names)).mean(dim=0) / normaliser  # over groups of queries
+            for term, weight, values in (
+                ("class", config.class_weight, classes),
+                ("l1", config.l1_weight, l1),
+                ("giou", config.giou_weight, giou),
+            )
         }
         return {
             f"{term}/{name}": value

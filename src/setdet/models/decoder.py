@@ -30,6 +30,7 @@ class Decoder(nn.Module):
     def __init__(self, *, config: DecoderConfig, num_classes: int) -> None:
         super().__init__()
         self.eval_layers = config.eval_layers or config.layers
+        self.queries = config.queries
         self.layers = nn.ModuleList(DecoderLayer(config=config) for _ in range(config.layers))
         self.class_heads = nn.ModuleList(make_class_head(config.width, num_classes) for _ in range(config.layers))
         self.box_heads = nn.ModuleList(make_box_head(config.width) for _ in range(config.layers))
@@ -47,13 +48,14 @@ class Decoder(nn.Module):
         shapes: list[tuple[int, int]],
         denoising: DenoisingQueries | None,
     ) -> DecoderOutput:
-        content, reference, mask = selected.content, selected.reference_cxcywh, None
+        content, reference = selected.content, selected.reference_cxcywh
+        mask = _group_mask(content, queries=self.queries) if self.training else None
         if denoising is not None:
             noised = self.denoising_embedding(denoising.labels).to(content.dtype)
             content = torch.cat([noised, content], dim=1)
             noised_boxes = inverse_sigmoid(denoising.boxes_cxcywh.to(reference.dtype)).sigmoid()
             reference = torch.cat([noised_boxes, reference], dim=1)
-            mask = _attention_mask(denoising, queries=selected.content.shape[1])
+            mask = _attention_mask(denoising, queries=selected.content.shape[1], among_queries=mask)
 
         logits, boxes = [], []
         previous = reference  # the last layer's box with its gradient: "look forward twice" (DINO, section 3.4)
@@ -108,11 +110,27 @@ class DecoderLayer(nn.Module):
         return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
 
 
-def _attention_mask(denoising: DenoisingQueries, *, queries: int) -> Bool[Tensor, "total total"]:
-    """True where a query (row) may look: denoising ones at their group and at the rest, the rest at themselves."""
+def _group_mask(content: Float[Tensor, "batch all width"], *, queries: int) -> Bool[Tensor, "all all"] | None:
+    """True where a query (row) may look: at those of its own group of `queries`; None where there is one group."""
+    if content.shape[1] <= queries:
+        return None
+    group = torch.arange(content.shape[1], device=content.device) // queries
+    return group[:, None] == group[None, :]
+
+
+def _attention_mask(
+    denoising: DenoisingQueries, *, queries: int, among_queries: Bool[Tensor, "queries queries"] | None
+) -> Bool[Tensor, "total total"]:
+    """True where a query (row) may look: denoising ones at their group and at the rest, the rest at themselves.
+
+    With several groups of queries, denoising ones look at the first.
+    """
     noised = denoising.labels.shape[1]
     total = noised + queries
     mask = torch.ones(total, total, dtype=torch.bool, device=denoising.labels.device)
     mask[:noised, :noised] = denoising.group_mask()
     mask[noised:, :noised] = False
+    if among_queries is not None:
+        mask[noised:, noised:] = among_queries
+        mask[:noised, noised:] = among_queries[0]
     return mask

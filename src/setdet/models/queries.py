@@ -40,6 +40,7 @@ class QuerySelection(nn.Module):
     def __init__(self, *, config: DecoderConfig, num_classes: int) -> None:
         super().__init__()
         self.queries = config.queries
+        self.training_groups = config.training_groups
         self.project = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.class_head = make_class_head(config.width, num_classes)
@@ -52,6 +53,8 @@ class QuerySelection(nn.Module):
         logits = self.class_head(features)
 
         count = min(self.queries, memory.shape[1])  # a small picture has fewer tokens than queries
+        if self.training:
+            count *= min(self.training_groups, memory.shape[1] // count)
         chosen = logits.amax(dim=-1).topk(count, dim=1).indices[..., None]  # (B, K, 1)
         content = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
         # The box head runs on the chosen tokens alone: the same boxes as scoring all 8400 first.

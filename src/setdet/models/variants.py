@@ -104,6 +104,12 @@ class DecoderConfig(Config):
         "fine-tuned from bilinear weights (RT-DETRv2); the offsets of the points are not trained then",
     )
     queries: int = Field(default=300, ge=1, description="encoder features selected as queries")
+    training_groups: int = Field(
+        default=1,
+        ge=1,
+        description="groups of `queries` queries in training, each decoded and matched by itself (Group DETR): the "
+        "next best features make the next group, and the first alone runs in evaluation",
+    )
     query_source: Literal["encoder", "learned"] = Field(
         default="encoder",
         description="queries are the encoder's best features, or learned, the same for every picture (as in DETR); "

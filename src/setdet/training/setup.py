@@ -175,7 +175,7 @@ def build_parts(
         wrapped=fabric.strategy.setup_module(model),
         ema=Ema(model=model, decay=decay, warmup_steps=warmup),
         optimizer=optimizer,  # type: ignore[arg-type]
-        criterion=Criterion(config=config.loss, num_classes=len(class_names)),
+        criterion=Criterion(config=config.loss, num_classes=len(class_names), queries=config.queries),
         groups=groups,
         frozen=frozen,
         total_steps=total_steps,
