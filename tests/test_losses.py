@@ -1,5 +1,7 @@
 """The criterion: against the slow oracle in value and gradient, at the edges of precision, and without boxes."""
 
+import itertools
+import math
 import warnings
 from dataclasses import fields, replace
 from typing import Any
@@ -13,8 +15,11 @@ from torch import Tensor
 from setdet.errors import ConfigError, TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.criterion import Criterion
+from setdet.losses.matcher import Matches
+from setdet.losses.terms import edge_distillation, edge_loss
 from setdet.models.denoising import DenoisingQueries
-from setdet.models.outputs import RTDETROutput
+from setdet.models.distributions import BINS, bin_shifts
+from setdet.models.outputs import EdgeDistributions, RTDETROutput
 from setdet.targets import Targets
 from slow_losses import slow_loss
 
@@ -308,3 +313,58 @@ def test_what_does_not_belong_together_is_refused() -> None:
 def test_a_misspelled_weight_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'giou_weight'"):
         LossConfig.from_dict({"giou_wieght": 1.0})
+
+
+def test_losses_of_edges_equal_the_slow_version() -> None:
+    output, targets, _ = case((2, 1), layers=3, queries=4, groups=0)
+    generator = torch.Generator().manual_seed(5)
+    edges = EdgeDistributions(
+        logits=torch.randn(3, 2, 4, 4, BINS + 1, generator=generator, dtype=torch.float64),
+        reference_cxcywh=torch.rand(2, 4, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2,
+    )
+    # Two pairs in each of the three layers, and one of the encoder's, which has no edges.
+    matches = Matches(
+        layer=torch.tensor([0, 0, 1, 1, 2, 2, 3]),
+        image=torch.tensor([0, 1, 0, 1, 0, 1, 0]),
+        query=torch.tensor([1, 3, 2, 3, 2, 0, 1]),
+        target=torch.tensor([0, 2, 1, 2, 0, 2, 0]),
+    )
+    quality = torch.linspace(0.2, 0.9, 7, dtype=torch.float64)
+    pairs = list(zip(*(x.tolist() for x in (matches.layer, matches.image, matches.query, matches.target)), strict=True))
+    shifts = bin_shifts(like=quality).tolist()
+
+    by_truth, good = [0.0] * 3, {}
+    for (layer, image, query, target), worth in zip(pairs, quality.tolist(), strict=True):
+        if layer == 3:
+            continue
+        good[layer, image, query] = worth
+        cx, cy, w, h = edges.reference_cxcywh[image, query].tolist()
+        tx, ty, tw, th = targets.boxes_cxcywh[target].tolist()
+        out = [(cx - tx + tw / 2) / w, (cy - ty + th / 2) / h, (tx + tw / 2 - cx) / w, (ty + th / 2 - cy) / h]
+        for edge, share in enumerate(out):
+            wanted = min(max(4 * share - 2, shifts[0]), shifts[-1])
+            below = max(index for index in range(BINS) if shifts[index] <= wanted)
+            part = (wanted - shifts[below]) / (shifts[below + 1] - shifts[below])
+            logs = edges.logits[layer, image, query, edge].log_softmax(dim=0).tolist()
+            by_truth[layer] -= worth * ((1 - part) * logs[below] + part * logs[below + 1])
+    torch.testing.assert_close(edge_loss(edges, quality, targets, matches), torch.tensor(by_truth, dtype=torch.float64))
+
+    by_last = []
+    for layer in range(3):
+        kinds: dict[bool, list[float]] = {True: [], False: []}
+        for image, query in itertools.product(range(2), range(4)):
+            apart = 0.0
+            for edge in range(4):
+                teacher = (edges.logits[2, image, query, edge] / 5).softmax(dim=0).tolist()
+                student = (edges.logits[layer, image, query, edge] / 5).softmax(dim=0).tolist()
+                apart += sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True)) / 4
+            sure = float(output.logits[2, image, query].detach().sigmoid().max())
+            matched = (layer, image, query) in good
+            kinds[matched].append(25 * apart * good.get((layer, image, query), sure))
+        # Batches of eight are what the square roots are taken for.
+        share = {kind: math.sqrt(len(values) * 8 / 2) for kind, values in kinds.items()}
+        mean = {kind: sum(values) / len(values) for kind, values in kinds.items()}
+        by_last.append(sum(share[kind] * mean[kind] for kind in kinds) / sum(share.values()))
+    found = edge_distillation(edges, torch.cat([output.logits, output.logits[:1]]), quality, matches)
+    torch.testing.assert_close(found.detach(), torch.tensor(by_last, dtype=torch.float64))
+    assert by_last[2] == pytest.approx(0, abs=1e-12)

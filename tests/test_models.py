@@ -1,13 +1,17 @@
 """Properties of the models by themselves: sizes, gradients, folding, names, small pictures."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from oracle import randomise
 from setdet.errors import ConfigError, WeightsError
+from setdet.losses.criterion import Criterion, LossConfig
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.deploy import fold
+from setdet.models.distributions import BINS, boxes_from_edges, edge_targets
 from setdet.models.layers import GroupedConv2d
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import MODELS, model_config
@@ -217,3 +221,45 @@ def test_groups_of_queries_do_not_see_each_other_and_one_runs_in_evaluation() ->
     torch.testing.assert_close(grouped.logits[:, :, :20], alone.logits, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(grouped.denoising_logits, alone.denoising_logits, rtol=1e-9, atol=1e-9)
     assert three(images[:, :, :32, :32]).logits.shape[2] == 20  # 21 tokens: too few for a second group
+
+
+def test_edges_as_distributions_describe_any_box_within_reach() -> None:
+    torch.manual_seed(0)
+    reference = torch.rand(200, 4, dtype=torch.float64) * 0.3 + 0.2
+    shift = (torch.rand(200, 4, dtype=torch.float64) - 0.5) * 0.5 * reference[:, 2:].repeat(1, 2)
+    boxes = reference + shift
+    below, share = edge_targets(boxes, reference)
+    assert below.min() >= 0 and below.max() < BINS and share.min() >= 0 and share.max() <= 1
+    logits = torch.full((200, 4, BINS + 1), -math.inf, dtype=torch.float64)
+    logits.scatter_(2, below[..., None] + 1, share.log()[..., None])
+    logits.scatter_(2, below[..., None], (1 - share).log()[..., None])
+    torch.testing.assert_close(boxes_from_edges(logits, reference), boxes, rtol=1e-12, atol=1e-12)
+    alike = torch.zeros(200, 4, BINS + 1, dtype=torch.float64)
+    torch.testing.assert_close(boxes_from_edges(alike, reference), reference, rtol=1e-12, atol=1e-12)
+    inverted = torch.zeros(1, 4, BINS + 1, dtype=torch.float64)
+    inverted[..., 0] = 99.0  # every edge a whole side inwards
+    assert (boxes_from_edges(inverted, reference[:1])[:, 2:] > 0).all()
+
+
+def test_a_model_whose_boxes_are_distributions_trains_every_parameter_and_folds() -> None:
+    config = model_config("rtdetr-n", num_classes=3).override(["decoder.box_refinement=distribution"])
+    model = build_model(config)
+    randomise(model, seed=0)
+    model.train()
+    targets = Targets(
+        labels=torch.tensor([0, 2]),
+        boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.2, 0.3], [0.3, 0.3, 0.2, 0.2]]),
+        counts=(2, 0),
+    )
+    noise = make_denoising_queries(targets, num_classes=3, queries=4, generator=torch.Generator().manual_seed(0))
+    output = model(torch.rand(2, 3, 64, 96), noise)
+    terms = Criterion(config=LossConfig(), num_classes=3)(output, targets, noise)
+    assert {"edge/decoder.2", "distill/decoder.0", "l1-guess/decoder.0", "edge/denoising.1"} <= terms.keys()
+    torch.stack(list(terms.values())).sum().backward()
+    idle = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert idle == []
+    model.eval().double()
+    images = torch.rand(1, 3, 64, 96, dtype=torch.float64)
+    torch.testing.assert_close(fold(model)(images).boxes_cxcywh[-1], model(images).boxes_cxcywh[-1])
+    with pytest.raises(ConfigError, match="choose one"):
+        config.override(["decoder.training_groups=2"])

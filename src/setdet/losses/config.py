@@ -13,6 +13,12 @@ class LossConfig(Config):
     class_weight: float = Field(default=1.0, ge=0, description="of the classification loss")
     l1_weight: float = Field(default=5.0, ge=0, description="of the L1 distance of boxes (cxcywh, 0 to 1)")
     giou_weight: float = Field(default=2.0, ge=0, description="of 1 − GIoU")
+    edge_weight: float = Field(
+        default=0.15, ge=0, description="of the edges' distributions against the truth (D-FINE's fine-grained loss)"
+    )
+    distill_weight: float = Field(
+        default=1.5, ge=0, description="of every layer's distributions against the last layer's (D-FINE's distillation)"
+    )
     classification: Literal["varifocal", "matchability"] = Field(
         default="varifocal",
         description="varifocal: RT-DETR's; matchability: DEIM's, which punishes a confident query on a poor box more",

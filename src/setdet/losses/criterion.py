@@ -10,9 +10,9 @@ from torch import Tensor
 from setdet.errors import TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.matcher import HungarianMatcher, Matches
-from setdet.losses.terms import box_losses, matchability_loss, matched_iou, varifocal_loss
+from setdet.losses.terms import box_losses, edge_distillation, edge_loss, matchability_loss, matched_iou, varifocal_loss
 from setdet.models.denoising import DenoisingQueries
-from setdet.models.outputs import RTDETROutput
+from setdet.models.outputs import EdgeDistributions, RTDETROutput
 from setdet.targets import Targets
 
 __all__ = ["Criterion", "LossConfig"]
@@ -64,7 +64,7 @@ class Criterion:
         logits, boxes = self._groups_as_layers(logits).to(dtype), self._groups_as_layers(boxes).to(dtype)
         matches = self.matcher(logits, boxes, targets, copies=copies * (len(logits) // len(names)))
         per_layer = normaliser * torch.tensor(copies).to(normaliser.device, non_blocking=True)
-        terms = self._terms(logits, boxes, targets, matches, normaliser=per_layer, names=names)
+        terms = self._terms(logits, boxes, targets, matches, normaliser=per_layer, names=names, edges=output.edges)
 
         if denoising is not None and output.denoising_logits is not None and output.denoising_boxes_cxcywh is not None:
             layers = len(output.denoising_logits)
@@ -75,6 +75,7 @@ class Criterion:
                 _denoising_matches(denoising, layers),
                 normaliser=normaliser[None] * denoising.groups,
                 names=[f"denoising.{layer}" for layer in range(layers)],
+                edges=output.denoising_edges,
             )
         return terms
 
@@ -120,6 +121,7 @@ class Criterion:
         *,
         normaliser: Float[Tensor, "#named"],
         names: list[str],
+        edges: EdgeDistributions | None,
     ) -> dict[str, Float[Tensor, ""]]:
         config = self.config
         quality = matched_iou(boxes_cxcywh, targets, matches)
@@ -140,10 +142,22 @@ class Criterion:
                 ("giou", config.giou_weight, giou),
             )
         }
+        if edges is not None:
+            edges = replace(edges, logits=edges.logits.to(boxes_cxcywh.dtype))
+            # The guess that the edges are shifts of is judged as the first layer's box.
+            guess = edges.reference_cxcywh.to(boxes_cxcywh.dtype).expand_as(boxes_cxcywh)
+            for term, weight, values in zip(
+                ("l1", "giou"), (config.l1_weight, config.giou_weight), box_losses(guess, targets, matches), strict=True
+            ):
+                weighted[f"{term}-guess"] = weight * values[:1] / normaliser[:1]
+            by_truth = edge_loss(edges, quality, targets, matches)
+            weighted["edge"] = config.edge_weight * by_truth / normaliser[: len(by_truth)]
+            by_last = edge_distillation(edges, logits, quality, matches)
+            weighted["distill"] = config.distill_weight * by_last[:-1]
         return {
             f"{term}/{name}": value
             for term, values in weighted.items()
-            for name, value in zip(names, values, strict=True)
+            for name, value in zip(names, values, strict=False)
         }
 
 

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from setdet.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
 from setdet.losses.matcher import Matches
+from setdet.models.distributions import edge_targets
+from setdet.models.outputs import EdgeDistributions
 from setdet.targets import Targets
 
 
@@ -60,6 +62,57 @@ def matchability_loss(
     weight = logits.detach().sigmoid() ** gamma
     weight[at] = 1
     return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="none").sum(dim=(1, 2, 3))
+
+
+def edge_loss(
+    edges: EdgeDistributions, quality: Float[Tensor, " pairs"], targets: Targets, matches: Matches
+) -> Float[Tensor, " refined"]:
+    """Cross-entropy of the two bins around each edge of a matched box, by the box's `quality` (D-FINE, eq. 6).
+
+    Pairs of layers that have no distributions (the encoder's) are left out.
+    """
+    layers = len(edges.logits)
+    logits = edges.logits[matches.layer.clamp(max=layers - 1), matches.image, matches.query]
+    reference = edges.reference_cxcywh[matches.image, matches.query].detach()
+    below, share = edge_targets(targets.boxes_cxcywh[matches.target], reference)
+    chosen = logits.log_softmax(dim=-1).gather(2, torch.stack([below, below + 1], dim=-1))  # (pairs, 4, 2)
+    entropy = -(chosen * torch.stack([1 - share, share], dim=-1)).sum(dim=(1, 2))
+    return logits.new_zeros(layers + 1).index_add(0, matches.layer.clamp(max=layers), quality * entropy)[:layers]
+
+
+def edge_distillation(
+    edges: EdgeDistributions,
+    class_logits: Float[Tensor, "layers batch queries classes"],
+    quality: Float[Tensor, " pairs"],
+    matches: Matches,
+    *,
+    temperature: float = 5.0,
+) -> Float[Tensor, " refined"]:
+    """How far the distributions of each layer are from the last one's (D-FINE, section 4.2, eq. 7).
+
+    A matched query weighs as much as its box is good, any other as much as the last layer is sure of it; both kinds
+    count by the square roots of their numbers. Already a mean, and 0 for the last layer.
+    """
+    layers, batch = edges.logits.shape[:2]
+    teacher = (edges.logits[-1] / temperature).softmax(dim=-1).detach()
+    student = (edges.logits / temperature).log_softmax(dim=-1)
+    apart = F.kl_div(student, teacher.expand_as(student), reduction="none").sum(dim=-1).mean(dim=-1)  # (L, B, Q)
+
+    # One layer more than there are, for the pairs of the encoder's.
+    at = (matches.layer.clamp(max=layers), matches.image, matches.query)
+    weight = class_logits[layers - 1].detach().sigmoid().amax(dim=-1).repeat(layers + 1, 1, 1).to(apart.dtype)
+    weight[at] = quality.to(weight.dtype)
+    matched = torch.zeros_like(weight)
+    matched[at] = 1
+    weight, matched = weight[:layers], matched[:layers]
+    apart = temperature**2 * weight * apart
+    total, count = weight.new_zeros(layers), weight.new_zeros(layers)
+    for kind in (matched, 1 - matched):
+        number = kind.sum(dim=(1, 2))
+        share = (number * (8 / batch)).sqrt()
+        total = total + share * (apart * kind).sum(dim=(1, 2)) / number.clamp(min=1)
+        count = count + share
+    return total / count.clamp(min=1e-6)
 
 
 def box_losses(

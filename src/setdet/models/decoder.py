@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from setdet.models.attention import DeformableAttention
 from setdet.models.denoising import DenoisingQueries
+from setdet.models.distributions import boxes_from_edges
 from setdet.models.layers import MLP, SelfAttention, inverse_sigmoid
-from setdet.models.queries import SelectedQueries, make_box_head, make_class_head
+from setdet.models.outputs import EdgeDistributions
+from setdet.models.queries import SelectedQueries, make_box_head, make_class_head, make_edge_head
 from setdet.models.variants import DecoderConfig
 
 LEVELS = 3
@@ -18,10 +20,11 @@ LEVELS = 3
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """Logits and boxes (cxcywh, 0 to 1) of every layer that ran, denoising queries first."""
+    """Logits and boxes (cxcywh, 0 to 1) of every layer that ran, denoising queries first; and what boxes come from."""
 
     logits: Float[Tensor, "layers batch queries classes"]
     boxes_cxcywh: Float[Tensor, "layers batch queries 4"]
+    edges: EdgeDistributions | None
 
 
 class Decoder(nn.Module):
@@ -33,7 +36,9 @@ class Decoder(nn.Module):
         self.queries = config.queries
         self.layers = nn.ModuleList(DecoderLayer(config=config) for _ in range(config.layers))
         self.class_heads = nn.ModuleList(make_class_head(config.width, num_classes) for _ in range(config.layers))
-        self.box_heads = nn.ModuleList(make_box_head(config.width) for _ in range(config.layers))
+        make_head = make_edge_head if config.box_refinement == "distribution" else make_box_head
+        self.box_heads = nn.ModuleList(make_head(config.width) for _ in range(config.layers))
+        self.first_box_head = make_box_head(config.width) if config.box_refinement == "distribution" else None
         self.query_position = MLP(4, 2 * config.width, config.width)
         self.denoising_embedding = nn.Embedding(num_classes + 1, config.width, padding_idx=num_classes)
         for parameter in self.query_position.parameters():
@@ -57,8 +62,10 @@ class Decoder(nn.Module):
             reference = torch.cat([noised_boxes, reference], dim=1)
             mask = _attention_mask(denoising, queries=selected.content.shape[1], among_queries=mask)
 
-        logits, boxes = [], []
-        previous = reference  # the last layer's box with its gradient: "look forward twice" (DINO, section 3.4)
+        logits: list[Tensor] = []
+        boxes: list[Tensor] = []
+        edges: list[Tensor] = []
+        previous = first = reference
         for index in range(len(self.layers) if self.training else self.eval_layers):
             content = self.layers[index](
                 content,
@@ -68,12 +75,25 @@ class Decoder(nn.Module):
                 shapes=shapes,
                 mask=mask,
             )
-            change = self.box_heads[index](content)
-            refined = (change + inverse_sigmoid(reference)).sigmoid()
-            boxes.append((change + inverse_sigmoid(previous)).sigmoid() if index > 0 else refined)
             logits.append(self.class_heads[index](content))
+            change = self.box_heads[index](content)
+            if self.first_box_head is None:
+                refined = (change + inverse_sigmoid(reference)).sigmoid()
+                # With the gradient of the layer before: "look forward twice" (DINO, section 3.4).
+                boxes.append((change + inverse_sigmoid(previous)).sigmoid() if index > 0 else refined)
+            else:
+                if index == 0:
+                    first = (self.first_box_head(content) + inverse_sigmoid(reference)).sigmoid()
+                change = change.unflatten(2, (4, -1)).to(first.dtype)
+                edges.append(change if index == 0 else edges[-1] + change)
+                refined = boxes_from_edges(edges[-1], first.detach())
+                boxes.append(refined)
             previous, reference = refined, refined.detach()
-        return DecoderOutput(logits=torch.stack(logits), boxes_cxcywh=torch.stack(boxes))
+        return DecoderOutput(
+            logits=torch.stack(logits),
+            boxes_cxcywh=torch.stack(boxes),
+            edges=EdgeDistributions(logits=torch.stack(edges), reference_cxcywh=first) if edges else None,
+        )
 
 
 class DecoderLayer(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from setdet.models.distributions import BINS
 from setdet.models.layers import MLP, inverse_sigmoid
 from setdet.models.variants import DecoderConfig
 
@@ -121,7 +122,15 @@ def make_class_head(width: int, num_classes: int) -> nn.Linear:
 
 def make_box_head(width: int) -> MLP:
     """A three-layer MLP that starts by adding nothing to its reference."""
-    head = MLP(width, width, width, 4)
+    return _adding_nothing(MLP(width, width, width, 4))
+
+
+def make_edge_head(width: int) -> MLP:
+    """A three-layer MLP that starts with all shifts of every edge alike, which shifts none."""
+    return _adding_nothing(MLP(width, width, width, 4 * (BINS + 1)))
+
+
+def _adding_nothing(head: MLP) -> MLP:
     for parameter in head.layers[-1].parameters():
         nn.init.zeros_(parameter)
     return head

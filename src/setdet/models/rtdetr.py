@@ -9,7 +9,7 @@ from setdet.models.decoder import LEVELS, Decoder
 from setdet.models.denoising import DenoisingQueries
 from setdet.models.hgnetv2 import HGNetV2
 from setdet.models.layers import ConvNorm
-from setdet.models.outputs import RTDETROutput
+from setdet.models.outputs import EdgeDistributions, RTDETROutput
 from setdet.models.queries import LearnedQueries, QuerySelection
 from setdet.models.resnet import ResNetVD
 from setdet.models.variants import ModelConfig, ResNetConfig, model_config
@@ -62,7 +62,15 @@ class RTDETR(nn.Module):
             encoder_boxes_cxcywh=selected.boxes_cxcywh,
             denoising_logits=decoded.logits[:, :, :noised] if noised else None,
             denoising_boxes_cxcywh=decoded.boxes_cxcywh[:, :, :noised] if noised else None,
+            edges=_edges_of(decoded.edges, slice(noised, None)),
+            denoising_edges=_edges_of(decoded.edges, slice(0, noised)) if noised else None,
         )
+
+
+def _edges_of(edges: EdgeDistributions | None, queries: slice) -> EdgeDistributions | None:
+    if edges is None:
+        return None
+    return EdgeDistributions(logits=edges.logits[:, :, queries], reference_cxcywh=edges.reference_cxcywh[:, queries])
 
 
 def build_model(model: str | ModelConfig, *, num_classes: int | None = None) -> RTDETR:

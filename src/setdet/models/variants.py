@@ -8,7 +8,7 @@ models named `-dsp` sample discretely.
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from setdet.config import Config, suggest
 from setdet.errors import ConfigError
@@ -104,6 +104,11 @@ class DecoderConfig(Config):
         "fine-tuned from bilinear weights (RT-DETRv2); the offsets of the points are not trained then",
     )
     queries: int = Field(default=300, ge=1, description="encoder features selected as queries")
+    box_refinement: Literal["direct", "distribution"] = Field(
+        default="direct",
+        description="a layer adds to the box of the one before; or it refines distributions over where the box's edges "
+        "lie (D-FINE)",
+    )
     training_groups: int = Field(
         default=1,
         ge=1,
@@ -115,6 +120,12 @@ class DecoderConfig(Config):
         description="queries are the encoder's best features, or learned, the same for every picture (as in DETR); "
         "learned ones have no encoder loss",
     )
+
+    @model_validator(mode="after")
+    def _groups_have_boxes_of_their_own(self) -> "DecoderConfig":
+        if self.training_groups > 1 and self.box_refinement == "distribution":
+            raise ValueError("groups of queries and edges as distributions don't go together: choose one")
+        return self
 
     @field_validator("eval_layers")
     @classmethod

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,8 @@ def _exchange_gradients(model: nn.Module, exchange: bool) -> AbstractContextMana
 
 def _to_float32(output: RTDETROutput) -> RTDETROutput:
     values = {field.name: getattr(output, field.name) for field in fields(output)}
-    return replace(output, **{name: value.float() for name, value in values.items() if value is not None})
+    wide: dict[str, Any] = {name: value.float() for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(output, **wide)
 
 
 def _denoising_to(denoising: DenoisingQueries, device: torch.device) -> DenoisingQueries:

@@ -5,7 +5,10 @@ from setdet.models.variants import DecoderConfig, EncoderConfig, ModelConfig
 
 _KNOWN = {
     EncoderConfig: {"width", "feedforward", "heads", "aifi_layers", "expansion", "fusion_blocks"},
-    DecoderConfig: {"width", "feedforward", "heads", "layers", "eval_layers", "points", "sampling", "queries"},
+    DecoderConfig: {
+        *("width", "feedforward", "heads", "layers", "eval_layers", "points", "sampling", "queries"),
+        "training_groups",  # is of the training alone
+    },
     ModelConfig: {"name", "num_classes", "backbone", "encoder", "decoder"},
 }
 
