@@ -138,7 +138,9 @@ def _unusable(path: Path, why: object) -> TrainingError:
 
 
 def _check_same_run(path: Path, content: dict[str, Any], *, config: TrainConfig, data: str, processes: int) -> None:
-    before, now = content["config"], config.to_dict()
+    # Read as a configuration: what a later version has added stands at its default, which changes nothing.
+    before = TrainConfig.from_dict(content["config"], source=f"{path}: its configuration").to_dict()
+    now = config.to_dict()
     changed = sorted(
         name for name in before.keys() | now.keys() if name not in _FREE_TO_CHANGE and before.get(name) != now.get(name)
     )
