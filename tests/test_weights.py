@@ -61,6 +61,16 @@ def test_half_precision_is_widened_on_loading(model: RTDETR, tmp_path: Path) -> 
     assert torch.equal(state["backbone.stem.conv1.conv.weight"], half["backbone.stem.conv1.conv.weight"].float())
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"], ids=["as a pickle", "as a zip archive"])
+def test_a_header_whose_length_begins_like_another_format_is_still_ours(start: bytes, checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    old = int.from_bytes(content[:8], "little")
+    length = next(n for n in range(old, old + 2**16 + 1) if n.to_bytes(8, "little").startswith(start))
+    padded = content[8 : 8 + old].ljust(length)
+    checkpoint.write_bytes(length.to_bytes(8, "little") + padded + content[8 + old :])
+    assert read_info(checkpoint).class_names == NAMES
+
+
 def test_a_failed_write_leaves_the_old_file(model: RTDETR, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = checkpoint.read_bytes()
 

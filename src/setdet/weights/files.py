@@ -33,6 +33,7 @@ __all__ = [
 
 _CLASS_HEADS = ("query_selection.class_head.", "decoder.class_heads.", "decoder.denoising_embedding.")
 _TORCH_SAVE = (b"PK", b"\x80")  # a zip archive, or a bare pickle
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself reads no longer one
 
 
 def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointInfo) -> None:
@@ -175,12 +176,18 @@ def _format(path: Path) -> Literal["setdet", "transformers", "authors"]:
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file.")
     with path.open("rb") as file:
-        if file.read(2).startswith(_TORCH_SAVE):
-            return "authors"
+        start = file.read(9)
+    if start.startswith(_TORCH_SAVE) and not _begins_safetensors(start):
+        return "authors"
     of_transformers = path.name == transformers.WEIGHTS and (path.parent / transformers.CONFIG).is_file()
     if of_transformers and METADATA_KEY not in _metadata(path):
         return "transformers"
     return "setdet"
+
+
+def _begins_safetensors(start: bytes) -> bool:
+    """Whether nine bytes are the length of a header and its first brace; that length may itself begin like a pickle."""
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _SAFETENSORS_HEADER_LIMIT
 
 
 def _need_torch(path: Path) -> None:
