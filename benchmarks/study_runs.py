@@ -1,0 +1,65 @@
+"""What the studies share: a list of training runs, gone through by one command that goes on where it stopped."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import setdet
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        name: of its folder.
+        stage: what it is for; one word of the study's own.
+        settings: arguments of `setdet.train`.
+        overrides: any other field.
+        pictures: makes or finds the data set that it trains on; None: the study's.
+    """
+
+    name: str
+    stage: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    pictures: Callable[[], Path] | None = None
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """The command line that every study has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="NEU-DET")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for all runs")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="runs whose names start so")
+    parser.add_argument("--list", action="store_true", help="say what there is and what is done")
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+def go_through(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
+    """Trains what is asked for and not done yet; returns all runs that are done."""
+    for run in runs:
+        if not run.name.startswith(tuple(args.only)):
+            continue
+        if args.list:
+            print(f"{'done' if is_done(args.out / run.name) else '    '}  {run.stage:12} {run.name}")
+        elif not is_done(args.out / run.name):
+            _go_on_with(run, args)
+    return [run for run in runs if is_done(args.out / run.name)]
+
+
+def is_done(folder: Path) -> bool:
+    """Its report is the last thing that a run writes."""
+    return (folder / "report.html").is_file()
+
+
+def _go_on_with(run: Run, args: argparse.Namespace) -> None:
+    folder = args.out / run.name
+    source = args.data if run.pictures is None else run.pictures()
+    if (folder / "state").is_dir():
+        setdet.train(source, out=folder, resume=True)
+    else:
+        setdet.train(source, out=folder, device=args.device, overrides=run.overrides, **run.settings)
