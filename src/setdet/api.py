@@ -12,6 +12,7 @@ from setdet.errors import ConfigError, ImageError, MissingExtraError, UsageError
 from setdet.folders import next_unused
 from setdet.models.variants import model_config
 from setdet.predict import Predictor
+from setdet.thresholds import Threshold
 from setdet.weights.catalog import resolve
 from setdet.weights.files import CheckpointInfo, load_model, read_info
 
@@ -83,7 +84,9 @@ class Detector:
         """In the order of the labels."""
         return self.info.class_names
 
-    def predict(self, sources: "Iterable[Source]", *, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]:
+    def predict(
+        self, sources: "Iterable[Source]", *, threshold: Threshold = 0.5, batch_size: int = 8
+    ) -> list[Detections]:
         """Detects on a list of paths, arrays and PIL pictures; a list comes out. See `Predictor.predict`.
 
         Raises:
@@ -96,7 +99,7 @@ class Detector:
         self,
         sources: "Iterable[Source]",
         *,
-        threshold: float = 0.5,
+        threshold: Threshold = 0.5,
         batch_size: int = 8,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Detections]:
