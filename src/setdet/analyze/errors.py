@@ -193,7 +193,7 @@ class ErrorAnalysis:
 
     def _values(self) -> dict[str, Any]:
         """As `Evaluation.to_dict()`, what pages show of it; precision, recall and F1 from the lowest scores up."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for curve, (ap, ap50), lowest in zip(self.curves, class_aps(self.entries), self.lowest, strict=True):
             point = operating_point([curve], float(lowest))
             rows.append(

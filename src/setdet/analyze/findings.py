@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from setdet.analyze.errors import CONFIDENCES, ErrorAnalysis, analyze_errors
 from setdet.analyze.kinds import KINDS, MISSED, RIGHT
@@ -95,7 +96,7 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, *, title: str, lead: str
     )
 
 
-def draw_picture(analysis: ErrorAnalysis, index: int) -> Any:
+def draw_picture(analysis: ErrorAnalysis, index: int) -> NDArray[np.uint8]:
     """One picture, truth beside what was found, uint8 RGB.
 
     Raises:
@@ -143,17 +144,18 @@ def _cost(analysis: ErrorAnalysis) -> Section:
         what = "No kind of error costs any AP50"
     else:
         what = f"{first.name.capitalize()} costs the most: without it, AP50 would be {shown(most)} higher"
-    heavier = "what is invented" if (positives or 0) > (negatives or 0) else "what is not found"
-    even = not positives and not negatives
+    sums = [(positives or 0.0, "wrong detections"), (negatives or 0.0, "boxes that are not found")]
+    (heavy, more), (_, less) = sorted(sums, reverse=True)
     return Section(
         title="What the mistakes cost",
-        note="The AP50 to be won by mending one kind of error and nothing else (TIDE, Bolya et al. 2020). Costs overlap, "
-        f"so they need not add up. The counts are of what is shown, {shown_from(analysis)}.",
+        note="The AP50 to be won by mending one kind of error and nothing else (TIDE, Bolya et al. 2020), over all "
+        "scores, as AP goes; costs overlap, so they need not add up. The counts are of what is shown, "
+        f"{shown_from(analysis)}.",
         charts=(
             Chart("cost", what, bar_chart(bars, label="AP50 that each kind of error costs", signed=True)),
             Chart(
                 "sides",
-                "Nothing is invented, and nothing is lost" if even else f"It loses more AP50 by {heavier}",
+                f"{more.capitalize()} cost more AP50 than {less}" if heavy else "Nothing is invented, nothing is lost",
                 bar_chart(sides, label="AP50 that all wrong detections and all boxes not found cost", signed=True),
             ),
         ),
@@ -203,7 +205,9 @@ def _scores(analysis: ErrorAnalysis) -> Section:
         what = f"Scores are right on average; expected calibration error {shown(few.error)}"
     else:
         way = "higher" if few.excess > 0 else "lower"
-        what = f"Scores are {abs(few.excess):.2f} {way} than they should be; expected calibration error {shown(few.error)}"
+        what = (
+            f"Scores are {abs(few.excess):.2f} {way} than they should be; expected calibration error {shown(few.error)}"
+        )
     return Section(
         title="Whether scores mean what they say",
         note="Of the detections with a score near 0.7, seven in ten should be right at IoU 0.5: bars then end on the "

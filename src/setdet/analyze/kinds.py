@@ -24,7 +24,7 @@ class Named:
 
 RIGHT = Named("right", "right", (0, 158, 115), "Overlaps a box of its class by half or more, the first to do so.")
 MISSED = Named(
-    "missed", "missed", (0, 114, 178), "A true box that nothing found, nor came near as a wrong class or a bad box."
+    "missed", "missed", (240, 228, 66), "A true box that nothing found, nor came near as a wrong class or a bad box."
 )
 KINDS = {
     Kind.WRONG_CLASS: Named(
@@ -34,7 +34,7 @@ KINDS = {
         "bad_box", "bad box", (86, 180, 233), "Of the right class, but overlaps its box by a tenth to a half only."
     ),
     Kind.BOTH: Named(
-        "both", "class and box", (240, 228, 66), "Near a box of another class, and overlaps it by less than half."
+        "both", "class and box", (0, 114, 178), "Near a box of another class, and overlaps it by less than half."
     ),
     Kind.DUPLICATE: Named(
         "duplicate", "duplicate", (204, 121, 167), "Right, but a detection with a higher score has found the box."

@@ -173,7 +173,7 @@ class Ledger:
         self._truths += m
 
     def entries(self) -> Entries:
-        """Everything of at least one picture, in one piece; the ledger is empty then: nothing is held twice for long."""
+        """All of at least one picture, in one piece; the ledger is empty then, so nothing is held twice for long."""
         found, true = list(zip(*self._found, strict=True)), list(zip(*self._true, strict=True))
         sizes = np.array(self._sizes, dtype=np.int32)
         self._found, self._true, self._sizes, self._truths = [], [], [], 0

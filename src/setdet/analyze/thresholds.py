@@ -70,7 +70,8 @@ def choose_thresholds(
     overall = operating_point(curves)
     if overall is None:
         raise DataError(
-            f"There is no box on the {len(records)} pictures to choose thresholds on ({chosen_on}). Take a larger share."
+            f"There is no box on the {len(records)} pictures to choose thresholds on ({chosen_on}). "
+            "Take a larger share."
         )
     thresholds, f1 = {}, {}
     for curve in curves:

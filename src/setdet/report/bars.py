@@ -40,7 +40,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, sig
     """
     names = max((len(bar.name) for bar in bars), default=0)
     notes = max((len(bar.note) for bar in bars), default=0)
-    left = round(12 + 6.8 * names + (14 + 6.4 * notes if notes else 0))
+    left = round(20 + 7.2 * names + (14 + 6.4 * notes if notes else 0))
     span = _WIDTH - left - 60
     longest = full if full is not None else max((bar.value or 0 for bar in bars), default=0)
     height = 2 * _ABOVE + _PITCH * len(bars)
@@ -55,7 +55,9 @@ def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, sig
             Markup('<text class="strong" x="8" y="{}">{}</text>').format(middle, bar.name),
             Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 8, middle, bar.note),
             Markup('<path class="grid" d="M{} {}V{}"/>').format(left, top - 5, top + _THICK + 5),
-            Markup('<rect {} x="{}" y="{}" width="{:.1f}" height="{}" rx="3"/>').format(fill, left, top, length, _THICK),
+            Markup('<rect {} x="{}" y="{}" width="{:.1f}" height="{}" rx="3"/>').format(
+                fill, left, top, length, _THICK
+            ),
             Markup('<text class="strong" x="{:.1f}" y="{}">{}</text>').format(left + length + 6, middle, text),
         ]
     return Markup("").join([*parts, Markup("</svg>")])

@@ -114,7 +114,9 @@ class Frame:
             )
         for tick in x_ticks:
             x, y = self.place(tick, y_ticks[0])
-            self._parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(x, y + 16, f"{tick:g}"))
+            self._parts.append(
+                Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(x, y + 16, f"{tick:g}")
+            )
         self._parts.append(
             Markup('<text class="label" x="{}" y="{}" text-anchor="end">{}</text>').format(
                 _WIDTH - _RIGHT, height - 5, x_label
@@ -213,9 +215,9 @@ def _legend(keys: Sequence[tuple[str, str]]) -> tuple[list[Markup], int]:
             x, row = float(_LEFT), row + 1
         y = 6 + _ROW * row
         parts.append(
-            Markup('<rect class="{}" x="{:.1f}" y="{}" width="16" height="4"/><text x="{:.1f}" y="{}">{}</text>').format(
-                style, x, y, x + 22, y + 6, name
-            )
+            Markup(
+                '<rect class="{}" x="{:.1f}" y="{}" width="16" height="4"/><text x="{:.1f}" y="{}">{}</text>'
+            ).format(style, x, y, x + 22, y + 6, name)
         )
         x += wide
     return parts, row + 1 if parts else 0
