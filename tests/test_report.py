@@ -203,6 +203,7 @@ def test_run_page_shows_curves_and_mistakes(tmp_path: Path) -> None:
         classes=measured.classes(),
         matrix=measured.matrix(),
         worst=measured.pictures(measured.worst(1)),
+        sections=(),
         confidence=measured.confidence,
     )
     html = page.read_text(encoding="utf-8")

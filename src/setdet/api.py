@@ -12,6 +12,7 @@ from setdet.errors import ConfigError, ImageError, MissingExtraError, UsageError
 from setdet.folders import next_unused
 from setdet.models.variants import model_config
 from setdet.predict import Predictor
+from setdet.thresholds import Threshold
 from setdet.weights.catalog import resolve
 from setdet.weights.files import CheckpointInfo, load_model, read_info
 
@@ -83,7 +84,9 @@ class Detector:
         """In the order of the labels."""
         return self.info.class_names
 
-    def predict(self, sources: "Iterable[Source]", *, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]:
+    def predict(
+        self, sources: "Iterable[Source]", *, threshold: Threshold = 0.5, batch_size: int = 8
+    ) -> list[Detections]:
         """Detects on a list of paths, arrays and PIL pictures; a list comes out. See `Predictor.predict`.
 
         Raises:
@@ -96,7 +99,7 @@ class Detector:
         self,
         sources: "Iterable[Source]",
         *,
-        threshold: float = 0.5,
+        threshold: Threshold = 0.5,
         batch_size: int = 8,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Detections]:
@@ -130,17 +133,11 @@ class Detector:
             DataError: the data set is broken, or has classes that the detector doesn't know.
             UsageError: it has no such split.
         """
-        from setdet.data.sources import make_splits, read_dataset
         from setdet.evaluate import evaluate
 
         if confidence is not None and not 0 <= confidence <= 1:
             raise UsageError(f"The confidence is {confidence}; expected a score from 0 to 1.")
-        dataset = read_dataset(Path(data))
-        if split == "val" and "train" in dataset.splits:
-            dataset = make_splits(dataset)
-        _announce(dataset)
-        if split not in dataset.splits:
-            raise UsageError(f"{data}: has no split '{split}'. Choose one of: {', '.join(dataset.splits)}.")
+        dataset = read_with_split(data, split)
         return evaluate(
             self.predictor,
             dataset.splits[split],
@@ -149,6 +146,28 @@ class Detector:
             batch_size=batch_size,
             progress=progress,
         )
+
+
+def read_with_split(data: str | os.PathLike[str], split: str) -> "Dataset":
+    """A data set that has the split, and announces what its reader decided.
+
+    Args:
+        data: a folder, a `data.yaml` or a COCO JSON.
+        split: "train", "val" or "test". A missing "val" is made from "train", always the same, and announced.
+
+    Raises:
+        DataError: the data set is broken.
+        UsageError: it has no such split.
+    """
+    from setdet.data.sources import make_splits, read_dataset
+
+    dataset = read_dataset(Path(data))
+    if split == "val" and "train" in dataset.splits:
+        dataset = make_splits(dataset)
+    _announce(dataset)
+    if split not in dataset.splits:
+        raise UsageError(f"{data}: has no split '{split}'. Choose one of: {', '.join(dataset.splits)}.")
+    return dataset
 
 
 def train(

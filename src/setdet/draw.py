@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -49,20 +50,49 @@ def draw_detections(image: NDArray[np.uint8], detections: Detections, *, min_sid
             f"The picture is {height} x {width} pixels (height x width), but the detections are for one of "
             f"{detections.image_size[0]} x {detections.image_size[1]}."
         )
+    labels = detections.labels.tolist()
+    texts = [
+        f"{printable(detections.class_names[label], label)} {score:.2f}"
+        for label, score in zip(labels, detections.scores.tolist(), strict=True)
+    ]
+    colors = [PALETTE[label % len(PALETTE)] for label in labels]
+    return draw_boxes(image, detections.boxes_xyxy_px, texts=texts, colors=colors, min_side=min_side)
+
+
+def draw_boxes(
+    image: NDArray[np.uint8],
+    boxes_xyxy_px: NDArray[np.float32],
+    *,
+    texts: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    min_side: int = 400,
+) -> NDArray[np.uint8]:
+    """A copy of a picture with boxes, each with a text beside it.
+
+    Args:
+        image: uint8, (height, width, 3), RGB.
+        boxes_xyxy_px: (n, 4), corners in its pixels; the first is drawn last, on top.
+        texts: of each box, in the letters of `printable`.
+        colors: of each box and its text's plate, RGB.
+        min_side: see `draw_detections`.
+
+    Returns:
+        uint8, (height, width, 3), RGB; a whole multiple of the picture's size.
+    """
+    height, width = image.shape[:2]
     factor = max(1, math.ceil(min_side / max(height, width)))
     canvas = np.ascontiguousarray(np.repeat(np.repeat(image, factor, axis=0), factor, axis=1))
     thickness = max(2, round(max(canvas.shape) / 400))
-    corners = np.rint(detections.boxes_xyxy_px * factor).astype(np.int64)
+    corners = np.rint(boxes_xyxy_px * factor).astype(np.int64)
     limit = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
     boxes: list[_Rectangle] = [tuple(box) for box in np.clip(corners, 0, limit).tolist()]
-    for box, label in reversed(list(zip(boxes, detections.labels.tolist(), strict=True))):
+    for box, color in reversed(list(zip(boxes, colors, strict=True))):
         # A dark line under the coloured one keeps the box visible on any background.
         cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), thickness + 2)
-        cv2.rectangle(canvas, box[:2], box[2:], PALETTE[label % len(PALETTE)], thickness)
+        cv2.rectangle(canvas, box[:2], box[2:], color, thickness)
     taken: list[_Rectangle] = []
-    for box, label, score in zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=True):
-        text = f"{_printable(detections.class_names[label], label)} {score:.2f}"
-        taken.append(_write_label(canvas, text, box, PALETTE[label % len(PALETTE)], taken))
+    for box, text, color in zip(boxes, texts, colors, strict=True):
+        taken.append(_write_label(canvas, text, box, color, taken))
     return canvas
 
 
@@ -102,7 +132,7 @@ def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _printable(name: str, label: int) -> str:
+def printable(name: str, label: int) -> str:
     """The name in the letters that OpenCV's font has, without accents; `#label` where it has none of them."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().strip()
     return plain or f"#{label}"

@@ -1,6 +1,6 @@
 """Measures a predictor on annotated pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -99,18 +99,10 @@ def evaluate(
     """
     if confidence is not None and not 0 <= confidence <= 1:
         raise UsageError(f"The confidence is {confidence}; expected a score from 0 to 1.")
-    if not records:
-        raise DataError("There are no pictures to evaluate on. Choose a split that has some.")
     if class_names is not None:
         records = match_classes(records, class_names, predictor.class_names)
-    check_labels(records, predictor.class_names)
-    stream = predictor.stream([record.image for record in records], threshold=0.0, batch_size=batch_size)
-    shown = track(
-        stream, description="evaluating", total=len(records), disable=not progress, console=Console(stderr=True)
-    )
     detections = []
-    for record, found in zip(records, shown, strict=True):
-        check_size(record, *found.image_size)
+    for record, found in results(predictor, records, batch_size=batch_size, progress=progress):
         detections.append(found)
         if on_result is not None:
             on_result(record, found)
@@ -124,6 +116,38 @@ def evaluate(
         images=len(records),
         boxes=int(sum(np.sum(~record.crowd) for record in records)),
     )
+
+
+def results(
+    predictor: Predictor,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+    doing: str = "evaluating",
+) -> Iterator[tuple[Record, Detections]]:
+    """Every record with all that was found on its picture, from score 0 up, one after the other.
+
+    Args:
+        predictor: whose classes are those of the records' labels.
+        records: the pictures and their truth.
+        batch_size: pictures that go through the network at once.
+        progress: show a bar, on stderr.
+        doing: what the bar says.
+
+    Raises:
+        DataError: there is no record, or a picture has another size than its annotations declare.
+        UsageError: a label is beyond the predictor's classes.
+        ImageError: a picture cannot be read.
+    """
+    if not records:
+        raise DataError("There are no pictures to evaluate on. Choose a split that has some.")
+    check_labels(records, predictor.class_names)
+    stream = predictor.stream([record.image for record in records], threshold=0.0, batch_size=batch_size)
+    shown = track(stream, description=doing, total=len(records), disable=not progress, console=Console(stderr=True))
+    for record, found in zip(records, shown, strict=True):
+        check_size(record, *found.image_size)
+        yield record, found
 
 
 def match_classes(records: Sequence[Record], data_names: Sequence[str], known_names: Sequence[str]) -> list[Record]:

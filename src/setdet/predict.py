@@ -18,6 +18,7 @@ from setdet.detections import Detections
 from setdet.errors import ImageError, SetdetError, UsageError
 from setdet.images import IMAGE_SUFFIXES, Placement, Preprocessing, preprocess, read_image, to_rgb_uint8
 from setdet.runtime.base import Runtime
+from setdet.thresholds import Threshold, lowest_scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,12 +63,15 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
 
-    def predict(self, sources: "Iterable[Source]", *, threshold: float = 0.5, batch_size: int = 8) -> list[Detections]:
+    def predict(
+        self, sources: "Iterable[Source]", *, threshold: Threshold = 0.5, batch_size: int = 8
+    ) -> list[Detections]:
         """Detects on every source of a list; the result is a list in the same order.
 
         Args:
             sources: the pictures; a single one goes in a list.
-            threshold: the lowest score to keep, 0 to 1; 0 keeps every query's candidates.
+            threshold: the lowest score to keep, 0 to 1, for all classes or by class name; 0 keeps every query's
+                candidates.
             batch_size: pictures that go through the network at once.
 
         Raises:
@@ -80,7 +84,7 @@ class Predictor:
         self,
         sources: "Iterable[Source]",
         *,
-        threshold: float = 0.5,
+        threshold: Threshold = 0.5,
         batch_size: int = 8,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Detections]:
@@ -106,17 +110,16 @@ class Predictor:
             )
         if not isinstance(sources, Iterable):
             raise UsageError(f"Expected a list of pictures, found {type(sources).__name__}.")
-        if not 0 <= threshold <= 1:
-            raise UsageError(f"The threshold is {threshold}; expected a score from 0 to 1.")
+        lowest = lowest_scores(threshold, self.class_names)
         if batch_size < 1:
             raise UsageError(f"The batch size is {batch_size}; expected 1 or more.")
-        return self._stream(iter(sources), threshold=threshold, batch_size=batch_size, on_error=on_error)
+        return self._stream(iter(sources), lowest=lowest, batch_size=batch_size, on_error=on_error)
 
     def _stream(
         self,
         sources: "Iterator[Source]",
         *,
-        threshold: float,
+        lowest: NDArray[np.float32],
         batch_size: int,
         on_error: Callable[[str, ImageError], None] | None,
     ) -> Iterator[Detections]:
@@ -131,7 +134,7 @@ class Predictor:
                     ahead.append(reader.submit(self._read_next, sources, numbers))
                 batch, failure = _take(ahead, batch_size)
                 ended = len(batch) < batch_size
-                results = iter(self._detect([item for item in batch if isinstance(item, _Picture)], threshold))
+                results = iter(self._detect([item for item in batch if isinstance(item, _Picture)], lowest))
                 for item in batch:
                     if isinstance(item, _Picture):
                         yield next(results)
@@ -163,7 +166,7 @@ class Predictor:
             return _Broken(source=called, error=error)
         return _Picture(pixels=pixels, placement=placement, image_size=(image.shape[0], image.shape[1]), source=name)
 
-    def _detect(self, pictures: list[_Picture], threshold: float) -> list[Detections]:
+    def _detect(self, pictures: list[_Picture], lowest: NDArray[np.float32]) -> list[Detections]:
         """One batch through the network."""
         if not pictures:
             return []
@@ -176,7 +179,8 @@ class Predictor:
             )
         found = []
         for index, picture in enumerate(pictures):
-            keep = scores[index] >= threshold
+            # A label that has no name is for `Detections` to refuse.
+            keep = scores[index] >= np.take(lowest, labels[index], mode="clip")
             found.append(
                 Detections.from_arrays(
                     boxes_xyxy_px=picture.placement.to_original(boxes[index][keep]),

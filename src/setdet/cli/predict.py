@@ -15,6 +15,7 @@ from setdet.folders import next_unused, unused
 
 if TYPE_CHECKING:
     from setdet.detections import Detections
+    from setdet.thresholds import Threshold
 
 _FORMATS = ("json", "coco", "yolo", "csv")
 
@@ -28,7 +29,11 @@ def predict(
     ],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures: files, folders, globs.")],
     out: Annotated[Path | None, typer.Option(help="New folder for the results.  [default: predictions]")] = None,
-    threshold: Annotated[float, typer.Option(help="Lowest score to keep, 0 to 1.")] = 0.5,
+    threshold: Annotated[float | None, typer.Option(help="Lowest score to keep, 0 to 1.  [default: 0.5]")] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with one for each class: `setdet analyze errors --thresholds-on` writes it."),
+    ] = None,
     save: Annotated[
         list[str] | None, typer.Option(help="Also write detections as json, coco, yolo or csv; repeatable.")
     ] = None,
@@ -49,13 +54,13 @@ def predict(
     from setdet.data.writing import write_atomically
     from setdet.errors import ImageError
     from setdet.predict import expand_sources
+    from setdet.thresholds import lowest_scores
 
     formats = list(dict.fromkeys(save or ()))
     for name in formats:
         if name not in _FORMATS:
             raise UsageError(f"--save {name}: there is no such format.{suggest(name, _FORMATS)}")
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold {threshold}: expected a score from 0 to 1.")
+    lowest = _lowest(threshold, thresholds)
     paths = expand_sources(sources)
     folder = next_unused(Path("predictions")) if out is None else unused(out)
     detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
@@ -66,11 +71,12 @@ def predict(
         broken.append(source)
         show_error(str(error))
 
+    lowest_scores(lowest, detector.class_names)  # what is wrong with them is said before there is a folder
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(paths)
     found: list[Detections] = []
     try:
-        for detections in detector.stream(paths, threshold=threshold, on_error=name_broken):
+        for detections in detector.stream(paths, threshold=lowest, on_error=name_broken):
             try:
                 _draw(detections, folder / names[Path(detections.source)])
             except ImageError as error:
@@ -90,6 +96,24 @@ def predict(
     if broken:
         show_error(f"{len(broken)} of {len(paths)} pictures could not be read; they are named above.")
         raise typer.Exit(code=1)
+
+
+def _lowest(threshold: float | None, thresholds: Path | None) -> "Threshold":
+    """The one score or each class's.
+
+    Raises:
+        UsageError: both are given, or it is no score.
+        DataError: the file is no file of thresholds.
+    """
+    from setdet.thresholds import read_thresholds
+
+    if thresholds is not None:
+        if threshold is not None:
+            raise UsageError("--threshold is for all classes and --thresholds for each: give one of them.")
+        return read_thresholds(thresholds)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold}: expected a score from 0 to 1.")
+    return 0.5 if threshold is None else threshold
 
 
 def output_names(paths: Sequence[Path]) -> dict[Path, Path]:

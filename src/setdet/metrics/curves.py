@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 from setdet.data.schema import Record
 from setdet.detections import Detections
 from setdet.metrics.inputs import check_inputs
+from setdet.metrics.matching import match, overlap
+
+# Where COCO reads the curve of precision over recall.
+RECALLS: NDArray[np.float64] = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,16 @@ class ClassCurve:
         """(n,) precision and (n,) recall with the best 1, 2 … n detections; recall is 0 where there is no box."""
         found = np.cumsum(self.hits)
         return found / np.arange(1, len(found) + 1), found / max(self.boxes, 1)
+
+    def precision_at(self, recall: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The best precision with at least each recall, 0 where it is not reached: COCO's interpolated curve."""
+        precision, reached = self.precision_recall()
+        best_from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+        return best_from_here[np.searchsorted(reached, recall)]
+
+    def average_precision(self) -> float | None:
+        """The mean of `precision_at` over `RECALLS`, as COCO's AP at one IoU; None where there is no box."""
+        return float(self.precision_at(RECALLS).mean()) if self.boxes else None
 
 
 @dataclass(frozen=True)
@@ -72,12 +86,15 @@ def class_curves(
     hits: list[list[NDArray[np.bool_]]] = [[] for _ in class_names]
     boxes = np.zeros(len(class_names), dtype=np.int64)
     for record, found in zip(records, detections, strict=True):
-        overlap = _overlap(found.boxes_xyxy_px, record.boxes_xyxy_px, record.crowd)
+        overlaps = overlap(found.boxes_xyxy_px, record.boxes_xyxy_px, record.crowd)
         for label in np.union1d(record.labels, found.labels):
             truth, mine = record.labels == label, found.labels == label
-            hit, ignored = _match(overlap[np.ix_(mine, truth)], record.crowd[truth], iou)
-            scores[label].append(found.scores[mine][~ignored])
-            hits[label].append(hit[~ignored])
+            crowd = record.crowd[truth]
+            pairs = overlaps[np.ix_(mine, truth)]
+            box = match(pairs, crowd, thresholds=np.array([iou]), ignored=crowd[None])[0, 0]
+            in_crowd = np.append(crowd, False)[box]  # −1, for no box, is the last one
+            scores[label].append(found.scores[mine][~in_crowd])
+            hits[label].append(box[~in_crowd] >= 0)
             boxes[label] += int(np.sum(~record.crowd[truth]))
     curves = []
     for label, name in enumerate(class_names):
@@ -111,30 +128,3 @@ def operating_point(curves: Sequence[ClassCurve], confidence: float | None = Non
             for row, curve in enumerate(curves)
         ),
     )
-
-
-def _match(
-    overlap: NDArray[np.float64], crowd: NDArray[np.bool_], iou: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which detections (rows, best first) hit a box, and which are ignored for lying in a crowd instead."""
-    hit, ignored = np.zeros(len(overlap), dtype=np.bool_), np.zeros(len(overlap), dtype=np.bool_)
-    free = ~crowd
-    near = overlap >= iou
-    for row in np.flatnonzero(near.any(axis=1)):
-        candidates = np.where(free & near[row], overlap[row], -1.0)
-        best = int(candidates.argmax())
-        if candidates[best] >= 0:
-            hit[row], free[best] = True, False
-        else:
-            ignored[row] = bool(near[row, crowd].any())
-    return hit, ignored
-
-
-def _overlap(found: NDArray[np.float32], truth: NDArray[np.float32], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU of all pairs; with a crowd box, the share of the detection that lies inside it, as in COCO."""
-    a, b = found[:, None].astype(np.float64), truth[None].astype(np.float64)
-    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    intersection = sides.prod(axis=-1)
-    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(axis=-1), (b[..., 2:] - b[..., :2]).prod(axis=-1)
-    whole = np.where(crowd, area_a, area_a + area_b - intersection)
-    return intersection / np.maximum(whole, np.finfo(np.float64).tiny)

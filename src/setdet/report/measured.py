@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
@@ -51,10 +53,14 @@ class Measured:
         """A row a class, weakest first; classes without a box last."""
         return sorted(self.values["per_class"], key=lambda row: (not row["boxes"], row["ap50"] or 0))
 
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts of boxes, see `confusion_matrix`."""
+        return confusion_matrix(self.records, self.detections, num_classes=len(self.class_names))
+
     def matrix(self) -> dict[str, Any]:
         """The confusion matrix for a page: each row's cells with their text, and how strongly to colour them."""
-        nothing = len(self.class_names)
-        counts = confusion_matrix(self.records, self.detections, num_classes=nothing)
+        nothing, counts = len(self.class_names), self.confusion
         totals = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
         rows = [

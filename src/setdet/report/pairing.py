@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from setdet.data.schema import Record
 from setdet.detections import Detections
+from setdet.metrics.matching import overlap
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,19 @@ class Pairing:
 def pair(record: Record, detections: Detections, *, iou: float = 0.5) -> Pairing:
     """Pairs greedily, best detection first; among the true boxes that overlap enough, its own class goes first.
 
-    Crowd boxes are no truth to be found, and a detection that overlaps nothing else but one is not counted.
+    Crowd boxes are no truth to be found, and a detection that finds nothing else but lies in one is not counted.
     """
-    overlaps = _iou(record.boxes_xyxy_px, detections.boxes_xyxy_px)
+    overlaps = overlap(detections.boxes_xyxy_px, record.boxes_xyxy_px, record.crowd)
     free = {int(index) for index in np.flatnonzero(~record.crowd)}
     pairs: list[tuple[int, int]] = []
     spurious: list[int] = []
     for found, label in enumerate(detections.labels):
-        candidates = [truth for truth in free if overlaps[truth, found] >= iou]
+        candidates = [truth for truth in free if overlaps[found, truth] >= iou]
         if candidates:
-            best = max(candidates, key=lambda truth: (record.labels[truth] == label, overlaps[truth, found]))
+            best = max(candidates, key=lambda truth: (record.labels[truth] == label, overlaps[found, truth]))
             free.remove(best)
             pairs.append((best, found))
-        elif not np.any(overlaps[record.crowd, found] >= iou):
+        elif not np.any(overlaps[found, record.crowd] >= iou):
             spurious.append(found)
     wrong = sum(int(record.labels[truth] != detections.labels[found]) for truth, found in pairs)
     return Pairing(pairs=tuple(pairs), missed=tuple(sorted(free)), spurious=tuple(spurious), wrong_class=wrong)
@@ -75,12 +76,3 @@ def confusion_matrix(
         for detection in pairing.spurious:
             counts[num_classes, found.labels[detection]] += 1
     return counts
-
-
-def _iou(a_xyxy: NDArray[np.float32], b_xyxy: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Overlap of every box of `a` (rows) with every one of `b` (columns), 0 to 1."""
-    a, b = a_xyxy.astype(np.float64)[:, None], b_xyxy.astype(np.float64)[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = sides.clip(min=0).prod(axis=-1)
-    union = (a[..., 2:] - a[..., :2]).prod(axis=-1) + (b[..., 2:] - b[..., :2]).prod(axis=-1) - shared
-    return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))

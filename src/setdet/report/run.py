@@ -12,22 +12,23 @@ from setdet.data.schema import Record
 from setdet.errors import DataError
 from setdet.predict import Predictor
 from setdet.report.charts import Series, line_chart
-from setdet.report.measured import measure
+from setdet.report.findings import Look
 from setdet.report.page import write_page
 from setdet.runtime.torch import TorchRuntime
 from setdet.weights.catalog import resolve
 from setdet.weights.files import load_model
 
-_WORST = 12
 
-
-def write_run_report(folder: Path, *, records: Sequence[Record], measured_on: str, device: str = "auto") -> Path:
-    """Writes `report.html` into a run folder: curves, classes, confusion matrix, worst pictures.
+def write_run_report(
+    folder: Path, *, records: Sequence[Record], measured_on: str, look: Look, device: str = "auto"
+) -> Path:
+    """Writes `report.html` into a run folder: curves, classes, confusion matrix, worst pictures, and what is wrong.
 
     Args:
         folder: of a run; its best weights are measured.
         records: what to measure on, with the labels of the run's classes; empty: only curves are shown.
         measured_on: what to call `records`.
+        look: measures on them, and says what there is to see.
         device: as for `TorchRuntime`.
 
     Returns:
@@ -39,16 +40,19 @@ def write_run_report(folder: Path, *, records: Sequence[Record], measured_on: st
     """
     epochs = read_epochs(folder / "metrics.jsonl")
     info, model = load_model(resolve(folder))
-    content: dict[str, Any] = {"figures": None, "classes": None, "matrix": None, "worst": None, "confidence": None}
+    content: dict[str, Any] = dict.fromkeys(("figures", "classes", "matrix", "worst", "confidence"))
+    content["sections"] = ()
     if records:
         runtime = TorchRuntime(model=model, device=device)
         predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
-        measured = measure(predictor, records)
+        findings = look(predictor, records)
+        measured = findings.measured
         content = {
             "figures": measured.figures(),
             "classes": measured.classes(),
             "matrix": measured.matrix(),
-            "worst": measured.pictures(measured.worst(_WORST)),
+            "worst": findings.worst,
+            "sections": findings.sections,
             "confidence": measured.confidence,
         }
     height, width = info.preprocessing.image_size

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from setdet.analyze.findings import look_into_errors
 from setdet.data.schema import Dataset
 from setdet.report.run import write_run_report
 from setdet.training.config import TrainConfig
@@ -53,7 +54,9 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
                 result = _train(run, stop)
             if fabric.is_global_zero and not result.interrupted:
                 measured_on = pictures.evaluation_name
-                write_run_report(out, records=pictures.evaluation, measured_on=measured_on, device=device)
+                write_run_report(
+                    out, records=pictures.evaluation, measured_on=measured_on, look=look_into_errors, device=device
+                )
             return result
     finally:
         shut_down(fabric)

@@ -1,0 +1,1 @@
+"""Why a detector does what it does: looking into its results and its parts."""

@@ -1,0 +1,43 @@
+"""What the page of a run shows of a detector's results: whoever looks into them fills this in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from setdet.data.schema import Record
+from setdet.predict import Predictor
+from setdet.report.charts import Chart
+from setdet.report.measured import Measured
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        title: its heading.
+        note: what to make of it, in a sentence or two.
+        charts: side by side.
+    """
+
+    title: str
+    note: str
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A detector's results on some pictures, ready to be shown.
+
+    Attributes:
+        measured: figures, table of classes, confusion.
+        sections: what else there is to see.
+        worst: drawn pictures with the most mistakes: "address" and "caption" of each.
+    """
+
+    measured: Measured
+    sections: tuple[Section, ...]
+    worst: tuple[dict[str, str], ...]
+
+
+Look = Callable[[Predictor, Sequence[Record]], Findings]
+"""Measures a predictor on records, whose labels are its classes."""
