@@ -63,13 +63,15 @@ class Placement:
     height: int
     width: int
 
-    def to_original(self, boxes_xyxy: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def to_original(self, boxes_xyxy: NDArray[np.floating[Any]], *, clip: bool = True) -> NDArray[np.float32]:
         """Corners as shares of the network's input (0 to 1) → pixels of the picture, clipped to it. Shape (n, 4)."""
         height, width = self.original_size
         input_height, input_width = self.input_size
         pixels = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 2, 2) * (input_width, input_height)
         pixels = (pixels - (self.left, self.top)) * (width / self.width, height / self.height)
-        return pixels.clip(0, (width, height)).astype(np.float32).reshape(-1, 4)
+        if clip:
+            pixels = pixels.clip(0, (width, height))
+        return pixels.astype(np.float32).reshape(-1, 4)
 
     def to_input(self, boxes_xyxy_px: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Corners in pixels of the picture → shares of the network's input (0 to 1). Shape (n, 4)."""

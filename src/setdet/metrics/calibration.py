@@ -42,12 +42,14 @@ class Calibration:
     count: int
 
 
-def calibration(scores: NDArray[np.float32], right: NDArray[np.bool_], *, bins: int = 10) -> Calibration:
+def calibration(
+    scores: NDArray[np.float32], right: NDArray[np.bool_] | NDArray[np.float32], *, bins: int = 10
+) -> Calibration:
     """Compares scores with how often they are right.
 
     Args:
         scores: (n,) 0 to 1.
-        right: (n,) whether each detection is.
+        right: (n,) whether each detection is, or how much, 0 to 1.
         bins: how many.
     """
     edges = np.linspace(0, 1, bins + 1)

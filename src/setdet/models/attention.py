@@ -54,13 +54,8 @@ class DeformableAttention(nn.Module):
         shapes: list[tuple[int, int]],
     ) -> Float[Tensor, "batch queries width"]:
         """Samples `memory`, the tokens of all levels one after the other, whose (height, width) are `shapes`."""
-        batch, queries, _ = query.shape
-        offsets = self.sampling_offsets(query).view(batch, queries, self.heads, -1, 2)  # (B, Q, heads, points, 2)
-        weights = self.attention_weights(query).view(batch, queries, self.heads, -1).softmax(dim=-1)
-        # Offsets are measured in halves of the box, shared among the points of a level.
-        step = torch.cat([offsets.new_full((count, 1), 0.5 / count) for count in self.points])
-        center, size = reference_cxcywh[:, :, None, None].split(2, dim=-1)
-        locations = center + offsets * step * size
+        batch = len(query)
+        locations, weights = self.sampling_points(query, reference_cxcywh=reference_cxcywh)
         if self.sampling == "bilinear" and can_sample_rows(memory):
             sampled = sample_rows(self.value_proj(memory), shapes, locations, weights, points=self.points)
         else:
@@ -69,6 +64,21 @@ class DeformableAttention(nn.Module):
             value = value.unflatten(1, (batch, -1)).transpose(0, 1)  # (B, C, tokens)
             sampled = sample_levels(value, shapes, locations, weights, points=self.points, sampling=self.sampling)
         return self.output_proj(sampled.to(query.dtype))
+
+    def sampling_points(
+        self, query: Float[Tensor, "batch queries width"], *, reference_cxcywh: Float[Tensor, "batch queries 4"]
+    ) -> tuple[Float[Tensor, "batch queries heads points 2"], Float[Tensor, "batch queries heads points"]]:
+        """Where each query and head looks, (x, y) as shares of the picture, and how much each point counts.
+
+        Points are those of the first level, then of the second, and so on; the weights of a head sum to 1.
+        """
+        batch, queries, _ = query.shape
+        offsets = self.sampling_offsets(query).view(batch, queries, self.heads, -1, 2)  # (B, Q, heads, points, 2)
+        weights = self.attention_weights(query).view(batch, queries, self.heads, -1).softmax(dim=-1)
+        # Offsets are measured in halves of the box, shared among the points of a level.
+        step = torch.cat([offsets.new_full((count, 1), 0.5 / count) for count in self.points])
+        center, size = reference_cxcywh[:, :, None, None].split(2, dim=-1)
+        return center + offsets * step * size, weights
 
 
 def sample_levels(

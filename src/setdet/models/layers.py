@@ -111,6 +111,18 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "tokens tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Attends; `mask` is True where a token (row) may look at another (column)."""
+        query, key, value = self.query_key_value(x, position)
+        attended = attend(query, key, value, mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def query_key_value(
+        self, x: Float[Tensor, "batch tokens width"], position: Float[Tensor, "#batch tokens width"]
+    ) -> tuple[
+        Float[Tensor, "batch heads tokens channels"],
+        Float[Tensor, "batch heads tokens channels"],
+        Float[Tensor, "batch heads tokens channels"],
+    ]:
+        """What each head asks with, is found by, and gives."""
         batch, tokens, width = x.shape
         weight_qk, weight_v = self.in_proj.weight.split([2 * width, width])
         bias_qk, bias_v = self.in_proj.bias.split([2 * width, width])
@@ -118,8 +130,7 @@ class SelfAttention(nn.Module):
         query_key = query_key.view(batch, tokens, 2, self.heads, -1)  # (B, T, 2, heads, C / heads)
         query, key = query_key.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, C / heads)
         value = F.linear(x, weight_v, bias_v).view(batch, tokens, self.heads, -1).transpose(1, 2)
-        attended = attend(query, key, value, mask)
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, tokens, width))
+        return query, key, value
 
 
 def attend(

@@ -99,6 +99,10 @@ def curves(epochs: Sequence[dict[str, Any]]) -> list[tuple[str, Markup]]:
             for key, name in (("ap50", "AP50"), ("ap", "AP"))
         ]
         charts.append((caption, line_chart(lines, x_label=along, y_label="AP")))
+    followed = [(line["epoch"], line["matching_instability"]) for line in epochs if "matching_instability" in line]
+    if followed:
+        chart = line_chart([Series("instability", followed)], x_label="epoch", y_label="share of objects", y_max=1.0)
+        charts.append(("Objects matched to another place than an epoch before", chart))
     for key, name in (("loss", "loss"), ("learning_rate", "learning rate")):
         line_of = Series(name, [(line["epoch"], _number(line[key])) for line in epochs])
         charts.append((f"{name.capitalize()} over epochs", line_chart([line_of], x_label="epoch", y_label=name)))

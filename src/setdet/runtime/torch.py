@@ -53,6 +53,11 @@ class TorchRuntime:
         self.top_k = folded.config.decoder.queries
         self._model = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def model(self) -> RTDETR:
+        """The folded copy that runs; analyses read it with forward hooks."""
+        return self._model
+
     def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Detects; formats as in `Runtime`.
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setdet.analyze.findings import look_into_errors
+from setdet.analyze.look import look_into
 from setdet.data.schema import Dataset
 from setdet.report.run import write_run_report
 from setdet.training.config import TrainConfig
@@ -55,7 +55,7 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
             if fabric.is_global_zero and not result.interrupted:
                 measured_on = pictures.evaluation_name
                 write_run_report(
-                    out, records=pictures.evaluation, measured_on=measured_on, look=look_into_errors, device=device
+                    out, records=pictures.evaluation, measured_on=measured_on, look=look_into, device=device
                 )
             return result
     finally:

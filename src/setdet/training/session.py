@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from setdet.analyze.matching import FollowedPictures, Matched, instability
 from setdet.data.loader import Batch, TrainingLoader, training_loader
 from setdet.data.writing import write_atomically
 from setdet.evaluate import evaluate
@@ -62,6 +63,7 @@ class Session:
     progress: Progress
     log: RunLog
     batches_per_epoch: int
+    followed: FollowedPictures
     watch: LossWatch = field(default_factory=LossWatch)
     recent: list[dict[str, float]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -108,7 +110,12 @@ class Session:
             epoch=progress.epoch,
             active=fabric.is_global_zero,
         )
-        run = cls(class_names, pictures, config, fabric, out, parts, progress, log, batches)
+        followed = FollowedPictures(
+            pictures.training,
+            preprocessing=Preprocessing(image_size=config.image_size),
+            config=config.loss,
+        )
+        run = cls(class_names, pictures, config, fabric, out, parts, progress, log, batches, followed)
         run._introduce(resume)
         if not resume:
             run.save_state()  # so that a run that dies in its first epoch can be resumed too
@@ -194,6 +201,7 @@ class Session:
                 "learning_rate": self._rate(),
                 "loss": sum(terms.values()),
                 "terms": terms,
+                **self._instability(),
                 **({self.pictures.evaluation_name: metrics} if metrics else {}),
             }
         )
@@ -264,6 +272,14 @@ class Session:
             predictor = Predictor(runtime=runtime, class_names=self.class_names, preprocessing=self._preprocessing())
             metrics = evaluate(predictor, self.pictures.evaluation).to_dict()
         return self.fabric.broadcast(metrics)
+
+    def _instability(self) -> dict[str, float]:
+        """How much the assignments of the averaged weights have changed since the last epoch."""
+        if not self.fabric.is_global_zero:
+            return {}
+        before, now = self.progress.matched, self.followed.match(self.parts.ema.module)  # type: ignore[arg-type]
+        self.progress.matched = now.to_plain()
+        return instability(Matched.from_plain(before), now) if before else {}
 
     def _save_weights(self, epoch: int, metrics: dict[str, Any]) -> None:
         progress = self.progress

@@ -34,6 +34,7 @@ class Progress:
         metrics: of the last evaluation; empty before the first.
         loss_sums: of each term over the batches of the running epoch.
         loss_batches: how many batches `loss_sums` holds.
+        matched: what `setdet.analyze.matching` saw after the last whole epoch; empty before.
     """
 
     epoch: int = 0
@@ -45,6 +46,7 @@ class Progress:
     metrics: dict[str, Any] = field(default_factory=dict)
     loss_sums: dict[str, float] = field(default_factory=dict)
     loss_batches: int = 0
+    matched: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def fingerprint(records: tuple[Record, ...], class_names: tuple[str, ...]) -> str:
