@@ -10,6 +10,7 @@ from setdet.errors import UsageError
 from setdet.models.deploy import fold
 from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR
+from setdet.runtime.base import Candidates, check_batch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -53,21 +54,13 @@ class TorchRuntime:
         self.top_k = folded.config.decoder.queries
         self._model = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, images: NDArray[np.uint8]) -> Candidates:
         """Detects; formats as in `Runtime`.
 
         Raises:
             UsageError: `images` is not a uint8 batch of RGB pictures with sides that are multiples of 32.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UsageError(
-                f"The network reads batches (n, height, width, 3) of uint8 RGB; found {images.shape} of {images.dtype}."
-            )
-        if images.shape[1] % 32 or images.shape[2] % 32 or 0 in images.shape:
-            raise UsageError(
-                f"The network reads pictures whose sides are multiples of 32; found height {images.shape[1]}, "
-                f"width {images.shape[2]} in a batch of {images.shape[0]}."
-            )
+        check_batch(images)
         autocast = torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32")
         with torch.inference_mode(), autocast:
             # A contiguous NHWC array seen as NCHW is a channels-last tensor already: nothing is moved.
