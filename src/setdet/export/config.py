@@ -61,7 +61,7 @@ class ExportConfig(Config):
             raise UsageError("--calibration is for --precision int8.")
         if self.pictures and self.dynamic_size:
             raise UsageError(
-                "--pictures resizes every picture to the network's own size in the graph, so --dynamic-size has "
+                "--inside resize brings every picture to the network's own size in the graph, so --inside any-size has "
                 "nothing to change: leave out one of the two."
             )
 

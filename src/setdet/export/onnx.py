@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 
 import onnx
@@ -104,18 +105,20 @@ def _name_nodes(model: onnx.ModelProto) -> None:
     optimiser made has lost its origin, and belongs to whoever reads its output.
     """
     readers: dict[str, str] = {}
-    counts: dict[str, int] = {}
+    scopes = []
     for node in reversed(model.graph.node):
         scope = next((_scope(prop.value) for prop in node.metadata_props if prop.key == _SCOPES), "")
-        scope = scope or next((readers[name] for name in node.output if name in readers), _ROOT)
+        scopes.append(scope or next((readers[name] for name in node.output if name in readers), _ROOT))
         for name in node.input:
-            readers.setdefault(name, scope)
-        base = f"{scope}/{node.op_type}"
-        counts[base] = counts.get(base, 0) + 1
-        node.name = f"{base}_{counts[base]}" if counts[base] > 1 else base
+            readers.setdefault(name, scopes[-1])
         del node.metadata_props[:]  # paths of this machine among them
     for value in model.graph.value_info:
         del value.metadata_props[:]
+    counts: Counter[str] = Counter()
+    for node, scope in zip(model.graph.node, reversed(scopes), strict=True):
+        base = f"{scope}/{node.op_type}"
+        counts[base] += 1
+        node.name = base if counts[base] == 1 else f"{base}_{counts[base]}"
 
 
 def _scope(text: str) -> str:

@@ -72,7 +72,7 @@ class ExportedRuntime:
             if not info.dynamic_size:
                 raise UsageError(
                     f"The file was exported for pictures of height {own[0]}, width {own[1]}; found {height} and "
-                    f"{width}. Export again with --dynamic-size to run it at other sizes."
+                    f"{width}. Export again with --inside any-size to run it at other sizes."
                 )
             if min(height, width) < info.least_side:
                 raise UsageError(f"The file runs from {info.least_side} pixels a side on; found {height} and {width}.")

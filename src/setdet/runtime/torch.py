@@ -32,6 +32,7 @@ class TorchRuntime:
         precision: Precision = "fp32",
         decoder_layers: int | None = None,
         queries: int | None = None,
+        threads: int | None = None,
     ) -> None:
         """Copies and folds `model`, which stays as it is.
 
@@ -41,11 +42,16 @@ class TorchRuntime:
             precision: arithmetic of convolutions and matrix products.
             decoder_layers: how many run, the first ones; None: as trained.
             queries: how many are selected, the best ones; None: as trained.
+            threads: of PyTorch in this process, from now on; None: as they are.
 
         Raises:
-            UsageError: the device is not there, the precision is not one of the three, or the model has fewer decoder
-                layers or queries.
+            UsageError: the device is not there, the precision is not one of the three, the model has fewer decoder
+                layers or queries, or the threads are fewer than one.
         """
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads={threads}: expected 1 or more.")
+        if threads is not None:
+            torch.set_num_threads(threads)
         if precision not in _DTYPES:
             raise UsageError(f"There is no precision '{precision}'. Known: {', '.join(_DTYPES)}.")
         self.device = select_device(device)
