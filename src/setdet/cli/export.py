@@ -33,8 +33,10 @@ def export(
     ] = None,
     inside: Annotated[
         list[str] | None,
-        typer.Option(help="What the graph does besides: resize (uint8 pictures go in), top-k (boxes in pixels come "
-        "out), any-size (multiples of 32); repeatable."),
+        typer.Option(
+            help="What the graph does besides: resize (uint8 pictures go in), top-k (boxes in pixels come "
+            "out), any-size (multiples of 32); repeatable."
+        ),
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="int8: a data set like what it will see.")] = None,
     data: Annotated[Path | None, typer.Option(help="Compare AP with the model's on the val split of this.")] = None,

@@ -10,8 +10,8 @@ from setdet.models.variants import ModelConfig
 
 Sampling = Literal["grid", "gather", "discrete"]
 
-# The operator set of the ONNX file. 20 is understood by every ONNX Runtime of the last years and by OpenVINO; TensorRT's
-# parser has been complete for 18 for longest, and 18 is the oldest that PyTorch's exporter writes.
+# The operator set of the ONNX file. 20 is understood by every ONNX Runtime of the last years and by OpenVINO;
+# TensorRT's parser has known all of 18 for longest, and 18 is the oldest that PyTorch's exporter writes.
 OPSETS = {"generic": 20, "tensorrt": 18}
 
 

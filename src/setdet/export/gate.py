@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from setdet.data.schema import Dataset
@@ -16,8 +17,17 @@ from setdet.data.surfaces import generate
 from setdet.errors import ExportError, UsageError
 from setdet.evaluate import evaluate
 from setdet.export.config import ExportConfig
-from setdet.export.verify import PICTURES, TOLERANCES, Verdict, compare_batches, compare_pictures, verdict
-from setdet.images import Preprocessing, place, preprocess, read_image
+from setdet.export.verify import (
+    PICTURES,
+    TOLERANCES,
+    Differences,
+    Tolerance,
+    Verdict,
+    compare_batches,
+    compare_pictures,
+    verdict,
+)
+from setdet.images import Preprocessing, preprocess, read_image
 from setdet.models.rtdetr import RTDETR
 from setdet.predict import Predictor, expand_sources
 from setdet.runtime.base import Candidates
@@ -117,6 +127,8 @@ def judge(
         (compare_batches(source, as_run, images, name="one picture at a time", batch_size=1), tolerance),
         (compare_batches(source, as_written, images, name=f"batches of {_BATCH}", batch_size=_BATCH), tolerance),
     ]
+    if info.precision == "fp16":
+        runs.append((half_range(model, config, images), tolerance))
     if info.dynamic_size:
         height, width = (max(side, info.least_side) for side in preprocessing.image_size)
         other = preprocessing.model_copy(update={"image_size": (height + 64, width + 32)})
@@ -144,6 +156,29 @@ def judge(
     return verdict(runs, ap=ap, ap_tolerance=tolerance.ap)
 
 
+def half_range(model: RTDETR, config: ExportConfig, images: NDArray[np.uint8]) -> Differences:
+    """Whether the parts that are reduced stay within float16's range, in float32.
+
+    CPUs compute half precision in float32 where they have no arithmetic for it, and then nothing overflows there; on
+    the GPU that the file is for, it would.
+    """
+    from setdet.export.graph import DetectionGraph, largest_values
+    from setdet.export.onnx import REDUCED
+
+    graph = DetectionGraph(
+        model=model,
+        preprocessing=Preprocessing(image_size=images.shape[1:3]),
+        sampling="grid",
+        decoder_layers=config.decoder_layers,
+        queries=config.queries,
+    )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
+    largest, layer = max(largest_values(graph.eval(), one[None], REDUCED) for one in pixels)
+    limit = torch.finfo(torch.float16).max
+    failure = f"{layer} reaches {largest:.3g}, and half precision ends at {limit:g}" if largest > limit else ""
+    return Differences(name="range of half precision", found=1.0, failure=failure)
+
+
 def refusal(judged: Verdict, config: ExportConfig) -> ExportError:
     """The error for an export that has not passed."""
     lines = "\n".join(f"  {line}" for line in judged.complaints)
@@ -164,7 +199,9 @@ def refusal(judged: Verdict, config: ExportConfig) -> ExportError:
 def write_report(path: Path, judged: Verdict, info: ExportInfo, material: Material) -> None:
     """The gate's report as JSON."""
     packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino", "nncf")}[info.format]
-    versions = {name: importlib.metadata.version(name) for name in packages if info.precision == "int8" or name != "nncf"}
+    versions = {
+        name: importlib.metadata.version(name) for name in packages if info.precision == "int8" or name != "nncf"
+    }
     content = {
         "model": info.checkpoint.model.name,
         **info.model_dump(mode="json", include={"format", "precision", "sampling", "input", "output", "dynamic_size"}),
@@ -185,15 +222,14 @@ def _detect(source: TorchRuntime, picture: NDArray[np.uint8], preprocessing: Pre
     pixels, placement = preprocess(picture, preprocessing)
     boxes, scores, labels = source(pixels[None])
     height, width = picture.shape[:2]
-    in_pixels = place(height, width, preprocessing).to_original(boxes[0])
-    shares = in_pixels / np.array([width, height, width, height], np.float32)
-    return shares[None], scores, labels
+    shares = placement.to_original(boxes[0]) / np.array([width, height, width, height], np.float32)
+    return shares[None].astype(np.float32), scores, labels
 
 
-def _wider(precision: str) -> Any:
+def _wider(precision: str) -> Tolerance:
     """The tolerance where the file resizes, too: the wider of the two in everything."""
     own = TOLERANCES[precision]
-    return type(own)(
+    return Tolerance(
         found=min(own.found, PICTURES.found),
         box_px=max(own.box_px, PICTURES.box_px),
         score=max(own.score, PICTURES.score),

@@ -1,5 +1,7 @@
 """The network as it is exported: folded, cut to what runs, the last layer's predictions out."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 from setdet.boxes import cxcywh_to_xyxy
 from setdet.export.sampling import GraphAttention, GraphSampling
 from setdet.images import Preprocessing
+from setdet.models.attention import DeformableAttention
 from setdet.models.deploy import fold
+from setdet.models.distributions import boxes_from_edges
 from setdet.models.layers import SelfAttention, inverse_sigmoid
 from setdet.models.queries import QuerySelection, anchor_logits
 from setdet.models.rtdetr import RTDETR
@@ -53,29 +57,26 @@ class DetectionGraph(nn.Module):
         self.gives_detections = gives_detections
         if isinstance(network.query_selection, QuerySelection):
             network.query_selection = GraphSelection(selection=network.query_selection)  # type: ignore[assignment]
-        for layer in network.decoder.layers:
-            layer.cross_attention = GraphAttention(attention=layer.cross_attention, sampling=sampling)
         for module in list(network.modules()):
             for name, child in module.named_children():
                 if isinstance(child, SelfAttention):
                     setattr(module, name, GraphSelfAttention(attention=child))
+                elif isinstance(child, DeformableAttention):
+                    setattr(module, name, GraphAttention(attention=child, sampling=sampling))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(logits, boxes_cxcywh), or (boxes_xyxy_px, scores, labels)."""
         size = images.shape[1:3] if self.resize else images.shape[2:4]
         if self.resize is not None:
             images = self.resize(images)
-        logits, boxes_cxcywh = self._predict(images)
+        logits, boxes_cxcywh = self.predict(images)
         if not self.gives_detections:
             return logits, boxes_cxcywh
         boxes, scores, labels = _best(logits, cxcywh_to_xyxy(boxes_cxcywh).clamp(0, 1), self.config.decoder.queries)
-        if self.resize is not None:
-            boxes = self.resize.to_picture(boxes, size)
-        else:
-            boxes = boxes * _sides(size)
-        return boxes, scores, labels
+        in_pixels = boxes * _sides(size) if self.resize is None else self.resize.to_picture(boxes, size)
+        return in_pixels, scores, labels
 
-    def _predict(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor]:
         """Logits and boxes of the last layer that runs: `RTDETR.forward` without what only training reads."""
         network, decoder = self.network, self.network.decoder
         features = network.encoder(network.backbone(images))
@@ -84,13 +85,55 @@ class DetectionGraph(nn.Module):
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         selected = network.query_selection(memory, shapes)
         content, reference = selected[0], selected[1]
+        first, edges = reference, None
         for layer, box_head in zip(decoder.layers, decoder.box_heads, strict=True):
             position = decoder.query_position(reference)
             content = layer(
                 content, position=position, reference_cxcywh=reference, memory=memory, shapes=shapes, mask=None
             )
-            reference = (box_head(content) + inverse_sigmoid(reference)).sigmoid()
+            change = box_head(content)
+            if decoder.first_box_head is None:
+                reference = (change + inverse_sigmoid(reference)).sigmoid()
+                continue
+            change = change.unflatten(2, (4, -1))
+            if edges is None:
+                first, edges = (decoder.first_box_head(content) + inverse_sigmoid(reference)).sigmoid(), change
+            else:
+                edges = edges + change
+            reference = boxes_from_edges(edges, first)
         return decoder.class_heads[-1](content), reference
+
+
+@torch.no_grad()
+def largest_values(graph: DetectionGraph, images: Tensor, parts: tuple[str, ...]) -> tuple[float, str]:
+    """The largest absolute value that leaves a layer of `parts` in float32, and that layer's name.
+
+    Args:
+        graph: of any sampling; its input is the network's.
+        images: (n, 3, height, width) RGB, 0 to 1.
+        parts: names of the network's modules.
+    """
+    largest = {"": 0.0}
+
+    def watch(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, given: object, out: object) -> None:
+            if isinstance(out, Tensor):
+                largest[name] = max(largest.get(name, 0.0), float(out.abs().max()))
+
+        return keep
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in graph.network.named_modules()
+        if name.partition(".")[0] in parts
+    ]
+    try:
+        graph.predict(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    name = max(largest, key=lambda one: largest[one])
+    return largest[name], name
 
 
 class GraphSelection(nn.Module):
@@ -104,10 +147,12 @@ class GraphSelection(nn.Module):
         self, memory: Float[Tensor, "batch tokens width"], shapes: list[tuple[int, int]]
     ) -> tuple[Float[Tensor, "batch queries width"], Float[Tensor, "batch queries 4"]]:
         """Content and reference boxes (cxcywh, 0 to 1) of the best tokens."""
-        own = self.selection
+        own, tokens = self.selection, memory.shape[1]
+        # A small picture has fewer tokens than queries; where its size is open, `ExportInfo.least_side` rules that out.
+        count = min(own.queries, tokens) if isinstance(tokens, int) else own.queries
         anchors, valid = anchor_logits(shapes, like=memory)
         features = own.norm(own.project(memory * valid[:, None].to(memory.dtype)))
-        chosen = own.class_head(features).amax(dim=-1).topk(own.queries, dim=1).indices[..., None]
+        chosen = own.class_head(features).amax(dim=-1).topk(count, dim=1).indices[..., None]
         content = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
         anchors = torch.where(valid[:, None], anchors, _CERTAIN)
         return content, (own.box_head(content) + anchors[chosen[..., 0]]).sigmoid()
@@ -211,6 +256,7 @@ def _sides(size: torch.Size) -> Float[Tensor, "4"]:
 def _best(logits: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` best pairs of query and class, as `setdet.models.postprocess.top_detections`."""
     classes = logits.shape[2]
-    scores, index = logits.flatten(1).topk(count, dim=1)
+    pairs = logits.flatten(1)
+    scores, index = pairs.topk(min(count, pairs.shape[1]), dim=1)
     query = (index // classes)[..., None].expand(-1, -1, 4)
     return boxes.gather(1, query), scores.sigmoid(), index % classes

@@ -71,7 +71,7 @@ def to_onnx(graph: DetectionGraph, *, info: ExportInfo, opset: int) -> onnx.Mode
 
 
 def describe(model: onnx.ModelProto, info: ExportInfo) -> None:
-    """Writes `info` into the model's metadata properties, and the class names once more for readers that know no JSON."""
+    """Writes `info` into the model's metadata, and the class names once more for readers that know no JSON."""
     onnx.helper.set_model_props(
         model,
         {METADATA_KEY: info.model_dump_json(), "class_names": "\n".join(info.checkpoint.class_names)},
@@ -82,7 +82,13 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with weights and arithmetic of `REDUCED` in float16; inputs, outputs and all the rest stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    keep = [node.name for node in model.graph.node if not is_reduced(node.name)]
+    seen = {model.graph.input[0].name}  # what depends on pixels; positions, from sizes alone, stay exact
+    keep = []
+    for node in model.graph.node:
+        if node.op_type != "Shape" and not seen.isdisjoint(node.input):
+            seen.update(node.output)
+        if not is_reduced(node.name) or seen.isdisjoint(node.output):
+            keep.append(node.name)
     with _quiet():
         return convert_float_to_float16(
             model,
@@ -101,8 +107,8 @@ def is_reduced(name: str) -> bool:
 def _name_nodes(model: onnx.ModelProto) -> None:
     """Names every node after the module that it comes from, as `decoder.layers.0.norm1/LayerNormalization`.
 
-    So that parts can be kept in another precision by name, here, in OpenVINO and in TensorRT. A node that the exporter's
-    optimiser made has lost its origin, and belongs to whoever reads its output.
+    So that parts can be kept in another precision by name, here, in OpenVINO and in TensorRT. A node that the
+    exporter's optimiser made has lost its origin, and belongs to whoever reads its output.
     """
     readers: dict[str, str] = {}
     scopes = []

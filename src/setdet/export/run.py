@@ -1,5 +1,6 @@
 """From weights to a file that has passed the gate, or to no file."""
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from setdet import __version__
 from setdet.data.sources import read_dataset
 from setdet.errors import MissingExtraError, OutputError
 from setdet.export.config import OPSETS, ExportConfig, Sampling
@@ -135,7 +135,7 @@ def _need_packages(config: ExportConfig) -> None:
 def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampling) -> ExportInfo:
     from setdet.export.onnx import least_side
 
-    kept = {"fp32": (), "bf16": ()}.get(config.precision, ("query_selection", "decoder"))
+    in_parts = config.precision == "int8" or (config.precision == "fp16" and config.format == "onnx")
     return ExportInfo(
         checkpoint=checkpoint,
         format=config.format,
@@ -145,8 +145,8 @@ def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampli
         output="detections" if config.detections else "predictions",
         dynamic_size=config.dynamic_size,
         least_side=least_side(checkpoint.model.decoder.queries),
-        float32=kept,
-        setdet=__version__,
+        float32=("query_selection", "decoder") if in_parts else (),
+        setdet=importlib.metadata.version("setdet"),
     )
 
 

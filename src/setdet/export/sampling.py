@@ -12,7 +12,7 @@ GraphSampling = Literal["grid", "gather", "discrete"]
 
 
 class GraphAttention(nn.Module):
-    """`DeformableAttention` as it is exported: the same parameters, one way of sampling, nothing that asks where it runs.
+    """`DeformableAttention` as it is exported: one way of sampling, nothing that asks where it runs.
 
     grid: one GridSample a level. gather: the same four cells and weights by plain Gather, which every runtime has and
     none gets wrong. discrete: one Gather of the cell that RT-DETRv2's discrete sampling names.
@@ -88,7 +88,7 @@ def _gather(
 ) -> Float[Tensor, "batch queries width"]:
     """Weighted sum of the tokens' channels, each head its own: one Gather of rows, without moving `value` first."""
     batch, tokens, width = value.shape
-    _, queries, heads, points, corners = cells.shape
+    queries, heads = cells.shape[1:3]
     picture = torch.arange(batch, device=value.device)[:, None, None, None, None]
     head = torch.arange(heads, device=value.device)[:, None, None]
     rows = (picture * tokens + cells) * heads + head  # row of a head's channels of a token of a picture

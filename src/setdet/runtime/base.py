@@ -43,9 +43,7 @@ def check_batch(images: NDArray[np.uint8], *, multiple: int = 32) -> None:
         )
 
 
-def best_candidates(
-    logits: NDArray[np.floating], boxes_cxcywh: NDArray[np.floating], *, top_k: int
-) -> Candidates:
+def best_candidates(logits: NDArray[np.floating], boxes_cxcywh: NDArray[np.floating], *, top_k: int) -> Candidates:
     """The best pairs of query and class, as `Runtime` returns them; `setdet.models.postprocess` without torch.
 
     Args:

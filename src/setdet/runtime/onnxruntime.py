@@ -33,11 +33,17 @@ def open_onnx(path: Path, *, device: str, threads: int | None) -> tuple[Engine, 
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[chosen]])
-    except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.InvalidArgument, errors.NoSuchFile) as error:
+    except (
+        errors.Fail,
+        errors.InvalidProtobuf,
+        errors.InvalidGraph,
+        errors.InvalidArgument,
+        errors.NoSuchFile,
+    ) as error:
         raise WeightsError(f"{path}: ONNX Runtime cannot open it ({str(error).splitlines()[0]}).") from None
     name = session.get_inputs()[0].name
 
     def run(values: NDArray[Any]) -> list[NDArray[Any]]:
-        return session.run(None, {name: values})  # type: ignore[return-value]
+        return list(session.run(None, {name: values}))
 
     return run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
