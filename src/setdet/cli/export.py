@@ -38,7 +38,9 @@ def export(
             "out), any-size (multiples of 32); repeatable."
         ),
     ] = None,
-    calibration: Annotated[Path | None, typer.Option(help="int8: a data set like what it will see.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="int8: a data set like what it will see; its train split is used.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Compare AP with the model's on the val split of this.")] = None,
     pictures: Annotated[
         list[str] | None, typer.Option(help="Compare on these.  [default: those of --data, else generated ones]")
@@ -61,7 +63,7 @@ def export(
         "target": target,
         "sampling": sampling,
         "inside": inside,
-        "calibration": calibration,
+        "calibrate": calibrate,
         "data": data,
         "pictures": pictures,
     }
@@ -78,7 +80,7 @@ def export(
     chosen = {name: given[name] for name in ("precision", "target", "sampling") if given[name] is not None}
     settings = {"format": format_, "decoder_layers": decoder_layers, "queries": queries, **chosen, **_inside(inside)}
     config = ExportConfig.from_dict(settings, source="setdet export")
-    config.check(calibrated=calibration is not None)
+    config.check(calibrated=calibrate is not None)
 
     from setdet.export.gate import Evidence
     from setdet.export.run import export as run_export
@@ -87,7 +89,7 @@ def export(
 
     info, model = load_model(resolve(weights))
     evidence = Evidence(pictures=tuple(pictures or ()), data=data) if verify else None
-    _show(run_export(info, model, config, out=out, evidence=evidence, calibration=calibration, say=say))
+    _show(run_export(info, model, config, out=out, evidence=evidence, calibration=calibrate, say=say))
 
 
 def _inside(parts: list[str] | None) -> dict[str, bool]:
@@ -106,6 +108,8 @@ def _show(done: "Exported") -> None:
         f"{info.checkpoint.model.name}, {len(info.checkpoint.class_names)} classes, {info.precision}, "
         f"{info.sampling} sampling → {done.path}"
     )
+    if info.float32:
+        show(f"  in float32: {', '.join(info.float32)}")
     if done.verdict is not None:
         for run, _ in done.verdict.runs:
             show(

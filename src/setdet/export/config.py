@@ -24,8 +24,8 @@ class ExportConfig(Config):
     )
     precision: Literal["fp32", "fp16", "bf16", "int8"] = Field(
         default="fp32",
-        description="fp16: weights and arithmetic of the convolutions and the encoder; bf16: arithmetic, where "
-        "OpenVINO's device has it; int8: convolutions and the encoder, by calibration (OpenVINO)",
+        description="fp16, in ONNX: weights and arithmetic up to the encoder; fp16 and bf16, in OpenVINO: weights "
+        "in fp16, and arithmetic where the device has it; int8, in OpenVINO: by calibration, where it does no harm",
     )
     sampling: Sampling | None = Field(
         default=None,
@@ -56,9 +56,9 @@ class ExportConfig(Config):
                 "and the calibration here is OpenVINO's. ONNX files are written in fp32 and fp16."
             )
         if self.precision == "int8" and not calibrated:
-            raise UsageError("--precision int8 needs --calibration DATA: pictures like those it will see.")
+            raise UsageError("--precision int8 needs --calibrate DATA: pictures like those it will see.")
         if calibrated and self.precision != "int8":
-            raise UsageError("--calibration is for --precision int8.")
+            raise UsageError("--calibrate is for --precision int8.")
         if self.pictures and self.dynamic_size:
             raise UsageError(
                 "--inside resize brings every picture to the network's own size in the graph, so --inside any-size has "

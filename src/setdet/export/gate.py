@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from setdet.export.verify import (
     Verdict,
     compare_batches,
     compare_pictures,
+    spread,
     verdict,
 )
 from setdet.images import Preprocessing, preprocess, read_image
@@ -97,13 +97,6 @@ def gather(evidence: Evidence) -> Material:
         return Material(pictures=pictures, origin="generated surfaces")
     chosen = spread(paths, _AT_MOST)
     return Material(pictures=tuple(read_image(path) for path in chosen), origin=origin, dataset=dataset)
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of them, from everywhere in the sequence, the same ones each time."""
-    if len(items) <= count:
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def judge(

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from setdet.data.sources import read_dataset
 from setdet.errors import MissingExtraError, OutputError
 from setdet.export.config import OPSETS, ExportConfig, Sampling
-from setdet.export.gate import Evidence, gather, judge, refusal, spread, write_report
-from setdet.export.verify import Verdict
+from setdet.export.gate import Evidence, gather, judge, refusal, write_report
+from setdet.export.verify import Verdict, spread
 from setdet.folders import unused
 from setdet.images import preprocess, read_image
 from setdet.models.rtdetr import RTDETR
@@ -99,7 +97,7 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        file = _write(onnx_model, info, config, partial, calibration=calibration, say=say)
+        file, info = _write(onnx_model, info, config, partial, calibration=calibration, say=say)
         verdict = None
         if material is not None and evidence is not None:
             say(f"comparing it with the model, on {len(material.pictures)} pictures ({material.origin})")
@@ -135,7 +133,7 @@ def _need_packages(config: ExportConfig) -> None:
 def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampling) -> ExportInfo:
     from setdet.export.onnx import least_side
 
-    in_parts = config.precision == "int8" or (config.precision == "fp16" and config.format == "onnx")
+    in_parts = config.precision == "fp16" and config.format == "onnx"
     return ExportInfo(
         checkpoint=checkpoint,
         format=config.format,
@@ -158,8 +156,8 @@ def _write(
     *,
     calibration: Path | None,
     say: Callable[[str], None],
-) -> Path:
-    """Writes the format's files into `folder`; the one that is opened is returned."""
+) -> tuple[Path, ExportInfo]:
+    """Writes the format's files into `folder`; the one that is opened is returned, and what it says of itself."""
     if config.format == "onnx":
         import onnx
 
@@ -168,19 +166,22 @@ def _write(
         model = to_half(model) if config.precision == "fp16" else model
         describe(model, info)
         onnx.save(model, folder / "model.onnx")
-        return folder / "model.onnx"
-    from setdet.export.openvino import calibration_input, to_int8, to_openvino, write
+        return folder / "model.onnx", info
+    from setdet.export.openvino import to_openvino, write
 
     converted = to_openvino(model)
     if calibration is not None:
+        from setdet.export.int8 import to_int8
+
         dataset = read_dataset(calibration)
         records = dataset.splits.get("train") or next(iter(dataset.splits.values()))
         chosen = spread(records, config.calibration_pictures)
         say(f"calibrating on {len(chosen)} pictures of {calibration}")
-        pixels = (preprocess(read_image(record.image), info.checkpoint.preprocessing)[0] for record in chosen)
-        converted = to_int8(converted, [calibration_input(np.asarray(one), info) for one in pixels])
+        pictures = [preprocess(read_image(record.image), info.checkpoint.preprocessing)[0] for record in chosen]
+        converted, kept = to_int8(converted, pictures, info=info, say=say)
+        info = info.model_copy(update={"float32": kept})
     write(converted, folder, info=info)
-    return folder / OPENVINO_FILE
+    return folder / OPENVINO_FILE, info
 
 
 def _put_in_place(partial: Path, file: Path, out: Path, config: ExportConfig) -> Path | None:

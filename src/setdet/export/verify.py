@@ -73,6 +73,13 @@ class Differences:
     score_most: float = 0.0
     failure: str = ""
 
+    def used(self, tolerance: Tolerance) -> float:
+        """How much of the tolerance is used up by what uses most of it: 1 is just allowed."""
+        if self.failure:
+            return float("inf")
+        lost = (1 - self.found) / (1 - tolerance.found) if tolerance.found < 1 else 0.0
+        return max(lost, self.box_px / tolerance.box_px, self.score / tolerance.score)
+
     def complaints(self, tolerance: Tolerance) -> list[str]:
         """What is not within the tolerance, for people."""
         if self.failure:
@@ -223,6 +230,13 @@ def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     union = area_a[:, None] + area_b[None] - overlap
     same = np.abs(a[:, None] - b[None]).max(axis=2) < 1e-6
     return np.where(union > 0, overlap / np.where(union > 0, union, 1), same)
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of them, from everywhere in the sequence, the same ones each time."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _percentile(values: NDArray[np.float64]) -> float:
