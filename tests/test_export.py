@@ -14,6 +14,7 @@ import cv2
 import jaxtyping
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 import torch
 from onnx import numpy_helper
@@ -31,6 +32,7 @@ from setdet.images import Preprocessing
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import DecoderConfig, EncoderConfig, ModelConfig, ResNetConfig
 from setdet.runtime.exported import open_exported
+from setdet.runtime.openvino import OpenVINOEngine
 from setdet.runtime.torch import TorchRuntime
 from setdet.weights.catalog import resolve
 from setdet.weights.files import CheckpointInfo, load_model, save_checkpoint
@@ -170,8 +172,17 @@ def test_the_exported_file_is_loaded_as_weights_are(model: RTDETR, tmp_path: Pat
         assert found.image_size == expected.image_size
         with pytest.raises(UsageError, match="fixed in an exported file"):
             setdet.load(tmp_path / name, queries=5)
-    (found,) = setdet.load(tmp_path / "model", hint="throughput", threads=2).predict([image], threshold=0.0)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_throughput_keeps_the_pictures_in_order(model: RTDETR, tmp_path: Path) -> None:
+    file = file_of(write(model, tmp_path / "model", verify=False))
+    for hint in ("latency", "throughput"):
+        runtime = open_exported(file, hint=hint, threads=2)
+        assert hint.upper() in str(runtime.engine.compiled.get_property("PERFORMANCE_HINT"))  # type: ignore[attr-defined]
+    engine = runtime.engine
+    assert isinstance(engine, OpenVINOEngine)
+    engine.queue = ov.AsyncInferQueue(engine.compiled, 3)  # a machine with one core has room for one
+    assert_finds_the_same(runtime(pictures(7)), TorchRuntime(model=model)(pictures(7)), boxes=1e-4, scores=1e-5)
 
 
 @pytest.mark.slow

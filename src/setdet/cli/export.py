@@ -112,11 +112,7 @@ def _show(done: "Exported") -> None:
         show(f"  in float32: {', '.join(info.float32)}")
     if done.verdict is not None:
         for run, _ in done.verdict.runs:
-            show(
-                f"  {run.name}: {run.found:.1%} of {run.compared} detections found again; boxes within "
-                f"{run.box_px:.2g} px (at most {run.box_px_most:.2g}), scores within {run.score:.2g} "
-                f"(at most {run.score_most:.2g})"
-            )
+            show(f"  {run}")
         if done.verdict.ap is not None:
             show(f"  AP {done.verdict.ap[1]:.4f}, the model's {done.verdict.ap[0]:.4f}")
         show(f"  report: {done.report}")

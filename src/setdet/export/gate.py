@@ -38,6 +38,7 @@ _GENERATED = 12  # pictures: two of each kind of defect
 _AT_MOST = 32  # of the pictures given: box and score differences are the same on more
 _BATCH = 5  # neither the two pictures that the exporter has seen nor one
 _SEED = 20_000  # of generated pictures
+_WHOLE_PICTURES = "pictures as they are"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def judge(
             lambda picture: _detect(source, picture, preprocessing),
             as_written,
             material.pictures,
-            name="pictures as they are",
+            name=_WHOLE_PICTURES,
             input_size=preprocessing.image_size,
         )
         runs.append((run, _wider(info.precision)))
@@ -168,14 +169,16 @@ def half_range(model: RTDETR, config: ExportConfig, images: NDArray[np.uint8]) -
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
     largest, layer = max(largest_values(graph.eval(), one[None], REDUCED) for one in pixels)
     limit = torch.finfo(torch.float16).max
-    failure = f"{layer} reaches {largest:.3g}, and half precision ends at {limit:g}" if largest > limit else ""
-    return Differences(name="range of half precision", found=1.0, failure=failure)
+    detail = f"{layer} reaches {largest:.3g}, and half precision ends at {limit:g}"
+    return Differences(name="range", found=1.0, failure=detail if largest > limit else "", detail=detail)
 
 
 def refusal(judged: Verdict, config: ExportConfig) -> ExportError:
     """The error for an export that has not passed."""
     lines = "\n".join(f"  {line}" for line in judged.complaints)
-    if config.precision != "fp32":
+    if all(line.startswith(_WHOLE_PICTURES) for line in judged.complaints):
+        advice = "Leave out --inside resize: the network itself is right"
+    elif config.precision != "fp32":
         advice = f"Use a higher precision than {config.precision}"
         if config.precision == "int8":
             advice += ", or calibrate on pictures like those that the detector will see"

@@ -206,7 +206,10 @@ class PictureResize(nn.Module):
         rows, columns = self._places(pictures.shape[1:3])
         pixels = pictures.permute(0, 3, 1, 2).to(torch.float32)
         pixels = pixels @ _resampling(pictures.shape[2], *columns, self.preprocessing.image_size[1]).T
-        return (_resampling(pictures.shape[1], *rows, self.preprocessing.image_size[0]) @ pixels).round() / 255
+        pixels = _resampling(pictures.shape[1], *rows, self.preprocessing.image_size[0]) @ pixels
+        # Enlarging the height, OpenCV's fixed-point arithmetic rounds down twice: an eighth of a grey level on average.
+        lowered = (_scalar(pictures.shape[1]) < rows[0]).to(torch.float32) / 8
+        return (pixels - lowered).round().clamp(min=0) / 255
 
     def to_picture(self, boxes_xyxy: Float[Tensor, "batch k 4"], size: torch.Size) -> Float[Tensor, "batch k 4"]:
         """Shares of the network's input → pixels of the picture, clipped to it."""

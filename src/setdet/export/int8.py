@@ -1,10 +1,10 @@
 """Eight bits where they do no harm: which parts of the network stay in float32 is measured, not assumed."""
 
 import contextlib
+import io
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -144,7 +144,7 @@ def _as_input(picture: NDArray[np.uint8], info: ExportInfo) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF's progress goes to the standard error; the standard output is for results."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    """Without NNCF's two bars a calibration: there may be dozens, and the standard output is for results."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
