@@ -529,6 +529,27 @@ def test_options_that_an_engine_has_not(model: RTDETR, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoder": {"query_source": "learned"}},
+        {"decoder": {"points": (3, 4, 5), "sampling": "discrete"}},
+        {"encoder": {"variant": "A"}},
+        {"encoder": {"variant": "B"}},
+        {"encoder": {"variant": "C"}},
+        {"encoder": {"variant": "D"}},
+        {"encoder": {"interaction": "cross"}},
+    ],
+    ids=str,
+)
+def test_every_part_that_can_be_chosen(tmp_path: Path, changes: dict[str, dict[str, Any]]) -> None:
+    parts = TINY.to_dict()
+    model = scattered(ModelConfig.from_dict({**parts, **{name: parts[name] | changes[name] for name in changes}}))
+    done = write(model, tmp_path / "model.onnx", dynamic_size=True, verify=False)
+    check_sizes(model, done)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetr-hgnetv2-l"])
 def test_the_published_sizes(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from setdet.models.attention import DeformableAttention
 from setdet.models.deploy import fold
 from setdet.models.distributions import boxes_from_edges
 from setdet.models.layers import SelfAttention, inverse_sigmoid
-from setdet.models.queries import QuerySelection, anchor_logits
+from setdet.models.queries import QuerySelection, SelectedQueries, anchor_logits
 from setdet.models.rtdetr import RTDETR
 
 STRIDES = (8, 16, 32)
@@ -84,7 +84,7 @@ class DetectionGraph(nn.Module):
         shapes = [(images.shape[2] // stride, images.shape[3] // stride) for stride in STRIDES]
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         selected = network.query_selection(memory, shapes)
-        content, reference = selected[0], selected[1]
+        content, reference = selected.content, selected.reference_cxcywh
         first, edges = reference, None
         for layer, box_head in zip(decoder.layers, decoder.box_heads, strict=True):
             position = decoder.query_position(reference)
@@ -143,10 +143,8 @@ class GraphSelection(nn.Module):
         super().__init__()
         self.selection = selection
 
-    def forward(
-        self, memory: Float[Tensor, "batch tokens width"], shapes: list[tuple[int, int]]
-    ) -> tuple[Float[Tensor, "batch queries width"], Float[Tensor, "batch queries 4"]]:
-        """Content and reference boxes (cxcywh, 0 to 1) of the best tokens."""
+    def forward(self, memory: Float[Tensor, "batch tokens width"], shapes: list[tuple[int, int]]) -> SelectedQueries:
+        """As `QuerySelection.forward`, without what its loss reads."""
         own, tokens = self.selection, memory.shape[1]
         # A small picture has fewer tokens than queries; where its size is open, `ExportInfo.least_side` rules that out.
         count = min(own.queries, tokens) if isinstance(tokens, int) else own.queries
@@ -155,7 +153,8 @@ class GraphSelection(nn.Module):
         chosen = own.class_head(features).amax(dim=-1).topk(count, dim=1).indices[..., None]
         content = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
         anchors = torch.where(valid[:, None], anchors, _CERTAIN)
-        return content, (own.box_head(content) + anchors[chosen[..., 0]]).sigmoid()
+        boxes = (own.box_head(content) + anchors[chosen[..., 0]]).sigmoid()
+        return SelectedQueries(content=content, reference_cxcywh=boxes, logits=None, boxes_cxcywh=None)
 
 
 class GraphSelfAttention(nn.Module):
