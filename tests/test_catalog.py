@@ -167,7 +167,7 @@ def test_packaged_weights_load(name: str) -> None:
 
 class TestResolve:
     def test_the_best_weights_of_a_run_come_first(self, tmp_path: Path) -> None:
-        with pytest.raises(WeightsError, match="no run folder; and without config.json"):
+        with pytest.raises(WeightsError, match="no run folder; without config.json"):
             resolve(tmp_path)
         for name in ("model.safetensors", "last.safetensors", "best.safetensors"):
             (tmp_path / name).touch()

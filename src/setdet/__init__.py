@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from setdet.errors import (
         ConfigError,
         DataError,
+        ExportError,
         ImageError,
         MissingExtraError,
         OutputError,
@@ -31,6 +32,7 @@ __all__ = [
     "DataError",
     "Detections",
     "Detector",
+    "ExportError",
     "ImageError",
     "MissingExtraError",
     "OutputError",

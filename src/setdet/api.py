@@ -12,6 +12,8 @@ from setdet.errors import ConfigError, ImageError, MissingExtraError, UsageError
 from setdet.folders import next_unused
 from setdet.models.variants import model_config
 from setdet.predict import Predictor
+from setdet.runtime.base import Runtime
+from setdet.runtime.exported import exported_format, open_exported
 from setdet.thresholds import Threshold
 from setdet.weights.catalog import resolve
 from setdet.weights.files import CheckpointInfo, load_model, read_info
@@ -30,36 +32,58 @@ def load(
     source: str | os.PathLike[str],
     *,
     device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
     decoder_layers: int | None = None,
     queries: int | None = None,
+    threads: int | None = None,
+    hint: Literal["latency", "throughput"] = "latency",
 ) -> "Detector":
     """Loads a trained detector.
 
     Args:
         source: a run folder, a `.safetensors` file of ours, a `.pth` file of the RT-DETR authors' code, a folder of
             `transformers`, "hf:owner/name[@revision]" on the Hugging Face Hub, or a name in the catalog such as
-            "rtdetr-n/surfaces" or "rtdetr-r50/coco". The last two are downloaded on first use.
-        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
-        precision: arithmetic of the network.
+            "rtdetr-n/surfaces" or "rtdetr-r50/coco", the last two of which are downloaded on first use; or an exported
+            detector, an `.onnx` file or OpenVINO's folder, which runs without PyTorch.
+        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1"; what the engine of an exported file has.
+        precision: arithmetic of the network; None: float32, or what an exported file was made for.
         decoder_layers: run only the first ones and take what the last of them says: faster, at some accuracy.
         queries: select only so many, the best ones: faster, where pictures hold few objects.
+        threads: CPU threads of one prediction; None: as the engine likes. PyTorch's are those of the whole process.
+        hint: "throughput" has OpenVINO work on several pictures of a batch at a time.
 
     Raises:
         WeightsError: it is none of these (a model's name alone is not: it says nothing of the weights), broken, or
             holds code, which is never executed.
-        UsageError: the device or precision is not there, or the model has fewer decoder layers or queries.
-        MissingExtraError: PyTorch is not installed.
+        UsageError: the device or precision is not there, the model has fewer decoder layers or queries, or an exported
+            file is asked for what is fixed in it.
+        MissingExtraError: PyTorch, or the exported file's engine, is not installed.
     """
     path = resolve(os.fspath(source))
+    if exported_format(path) is not None:
+        if decoder_layers is not None or queries is not None:
+            raise UsageError(f"{path}: layers and queries are fixed in an exported file. Export again with other ones.")
+        exported = open_exported(path, device=device, precision=precision, threads=threads, hint=hint)
+        return _detector(exported, exported.info.checkpoint)
+    if hint != "latency":
+        raise UsageError(f"{path}: hint={hint} is for detectors that were exported for OpenVINO.")
     read_info(path)  # a broken file is named at once, before PyTorch takes its seconds to be imported
     _need_torch("Running a checkpoint")
     from setdet.runtime.torch import TorchRuntime
 
     info, model = load_model(path)
     runtime = TorchRuntime(
-        model=model, device=device, precision=precision, decoder_layers=decoder_layers, queries=queries
+        model=model,
+        device=device,
+        precision=precision or "fp32",
+        decoder_layers=decoder_layers,
+        queries=queries,
+        threads=threads,
     )
+    return _detector(runtime, info)
+
+
+def _detector(runtime: Runtime, info: CheckpointInfo) -> "Detector":
     predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
     return Detector(predictor=predictor, info=info)
 

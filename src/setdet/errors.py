@@ -9,6 +9,7 @@
     │   ├── UnknownFormatError  a folder in none of the known layouts
     │   └── ImageError          one picture that cannot be decoded
     ├── WeightsError            a checkpoint is broken, unsafe, or belongs to another model
+    ├── ExportError             an exported file does not find what the model finds
     └── TrainingError           training cannot go on (loss not finite, nothing to train on)
 
 A message says what was found, where, what was expected, and how to fix it.
@@ -59,6 +60,10 @@ class ImageError(DataError):
 
 class WeightsError(SetdetError):
     """A checkpoint cannot be loaded as asked."""
+
+
+class ExportError(SetdetError):
+    """An export has not passed the comparison with its model; nothing was written."""
 
 
 class TrainingError(SetdetError):

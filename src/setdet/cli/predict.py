@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from setdet.cli.console import say, show, show_error
+from setdet.cli.engine import hint_named, precision_named
 from setdet.errors import UsageError
 from setdet.folders import next_unused, unused
 
@@ -24,7 +25,8 @@ def predict(
     weights: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a checkpoint, a folder of transformers, hf:owner/name, or a name: `setdet models`."
+            help="A run folder, a checkpoint, a folder of transformers, hf:owner/name, an exported file or folder, or "
+            "a name: `setdet models`."
         ),
     ],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures: files, folders, globs.")],
@@ -43,6 +45,13 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     decoder_layers: Annotated[int | None, typer.Option(help="Run only the first so many.  [default: all]")] = None,
     queries: Annotated[int | None, typer.Option(help="Select only the best so many.  [default: all]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16.  [default: fp32, or what an exported file was made for]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of one prediction.")] = None,
+    hint: Annotated[
+        str, typer.Option(help="OpenVINO: latency, one picture at a time, or throughput, as many as there is room for.")
+    ] = "latency",
 ) -> None:
     """Find objects on pictures, and draw them.
 
@@ -63,7 +72,15 @@ def predict(
     lowest = _lowest(threshold, thresholds)
     paths = expand_sources(sources)
     folder = next_unused(Path("predictions")) if out is None else unused(out)
-    detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
+    detector = load(
+        weights,
+        device=device,
+        precision=precision_named(precision),
+        decoder_layers=decoder_layers,
+        queries=queries,
+        threads=threads,
+        hint=hint_named(hint),
+    )
 
     broken: list[str] = []
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from setdet.cli.console import say, show, show_table
+from setdet.cli.engine import hint_named, precision_named
 from setdet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def val(
     weights: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a checkpoint, a folder of transformers, hf:owner/name, or a name: `setdet models`."
+            help="A run folder, a checkpoint, a folder of transformers, hf:owner/name, an exported file or folder, or "
+            "a name: `setdet models`."
         ),
     ],
     data: Annotated[str, typer.Argument(help="A folder, a data.yaml or a COCO JSON.")],
@@ -47,6 +49,13 @@ def val(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     decoder_layers: Annotated[int | None, typer.Option(help="Run only the first so many.  [default: all]")] = None,
     queries: Annotated[int | None, typer.Option(help="Select only the best so many.  [default: all]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16.  [default: fp32, or what an exported file was made for]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of one prediction.")] = None,
+    hint: Annotated[
+        str, typer.Option(help="OpenVINO: latency, one picture at a time, or throughput, as many as there is room for.")
+    ] = "latency",
 ) -> None:
     """Measure weights: COCO AP, precision, recall, class by class.
 
@@ -55,7 +64,15 @@ def val(
     from setdet.api import load
 
     published = _published(weights) if expect else None
-    detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
+    detector = load(
+        weights,
+        device=device,
+        precision=precision_named(precision),
+        decoder_layers=decoder_layers,
+        queries=queries,
+        threads=threads,
+        hint=hint_named(hint),
+    )
     measured = detector.evaluate(data, split=split, confidence=confidence, progress=sys.stderr.isatty())
     values = measured.to_dict()
     if as_json:

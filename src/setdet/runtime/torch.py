@@ -10,6 +10,7 @@ from setdet.errors import UsageError
 from setdet.models.deploy import fold
 from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR
+from setdet.runtime.base import Candidates, check_batch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -31,6 +32,7 @@ class TorchRuntime:
         precision: Precision = "fp32",
         decoder_layers: int | None = None,
         queries: int | None = None,
+        threads: int | None = None,
     ) -> None:
         """Copies and folds `model`, which stays as it is.
 
@@ -40,11 +42,16 @@ class TorchRuntime:
             precision: arithmetic of convolutions and matrix products.
             decoder_layers: how many run, the first ones; None: as trained.
             queries: how many are selected, the best ones; None: as trained.
+            threads: of PyTorch in this process, from now on; None: as they are.
 
         Raises:
-            UsageError: the device is not there, the precision is not one of the three, or the model has fewer decoder
-                layers or queries.
+            UsageError: the device is not there, the precision is not one of the three, the model has fewer decoder
+                layers or queries, or the threads are fewer than one.
         """
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads={threads}: expected 1 or more.")
+        if threads is not None:
+            torch.set_num_threads(threads)
         if precision not in _DTYPES:
             raise UsageError(f"There is no precision '{precision}'. Known: {', '.join(_DTYPES)}.")
         self.device = select_device(device)
@@ -58,21 +65,13 @@ class TorchRuntime:
         """The folded copy that runs; analyses read it with forward hooks."""
         return self._model
 
-    def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, images: NDArray[np.uint8]) -> Candidates:
         """Detects; formats as in `Runtime`.
 
         Raises:
             UsageError: `images` is not a uint8 batch of RGB pictures with sides that are multiples of 32.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UsageError(
-                f"The network reads batches (n, height, width, 3) of uint8 RGB; found {images.shape} of {images.dtype}."
-            )
-        if images.shape[1] % 32 or images.shape[2] % 32 or 0 in images.shape:
-            raise UsageError(
-                f"The network reads pictures whose sides are multiples of 32; found height {images.shape[1]}, "
-                f"width {images.shape[2]} in a batch of {images.shape[0]}."
-            )
+        check_batch(images)
         autocast = torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32")
         with torch.inference_mode(), autocast:
             # A contiguous NHWC array seen as NCHW is a channels-last tensor already: nothing is moved.

@@ -101,8 +101,9 @@ CATALOG: dict[str, Entry] = {
 def resolve(source: str | Path) -> Path:
     """What a user means by `source`, on this machine: a file, or the folder of a model of `transformers`.
 
-    An existing path comes first: a checkpoint file; a run folder, of which it is `best.safetensors`, or
-    `last.safetensors` where there is no best one; a folder with a `config.json`. Then `hf:owner/name[@revision]`, and
+    An existing path comes first: a checkpoint or exported file; a run folder, of which it is `best.safetensors`, or
+    `last.safetensors` where there is no best one; OpenVINO's folder, of which it is `model.xml`; a folder with a
+    `config.json`. Then `hf:owner/name[@revision]`, and
     the names in the catalog; both are downloaded on first use.
 
     Raises:
@@ -130,7 +131,7 @@ def resolve(source: str | Path) -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in ("best.safetensors", "last.safetensors"):
+    for name in ("best.safetensors", "last.safetensors", "model.xml"):
         if (folder / name).is_file():
             return folder / name
     if (folder / "config.json").is_file():
@@ -138,6 +139,6 @@ def _in_folder(folder: Path) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder / "model.safetensors"
     raise WeightsError(
-        f"{folder}: is a folder without best.safetensors or last.safetensors, so no run folder; and without "
-        "config.json, so no model of transformers."
+        f"{folder}: is a folder without best.safetensors or last.safetensors, so no run folder; without config.json, "
+        "so no model of transformers; and without model.xml, so none of OpenVINO."
     )

@@ -175,6 +175,11 @@ def _format(path: Path) -> Literal["setdet", "transformers", "authors"]:
         return "transformers"
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file.")
+    if path.suffix in (".onnx", ".xml"):
+        raise WeightsError(
+            f"{path}: is an exported detector, whose weights are folded: it can be run, but neither trained nor "
+            "exported again. Name the checkpoint that it was made of."
+        )
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(_TORCH_SAVE) and not _begins_safetensors(start):

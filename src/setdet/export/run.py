@@ -1,0 +1,225 @@
+"""From weights to a file that has passed the gate, or to no file."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from setdet.data.sources import read_dataset
+from setdet.errors import MissingExtraError, OutputError
+from setdet.export.config import OPSETS, ExportConfig, Sampling
+from setdet.export.gate import Evidence, gather, judge, refusal, write_report
+from setdet.export.verify import Verdict, spread
+from setdet.folders import unused
+from setdet.images import preprocess, read_image
+from setdet.models.rtdetr import RTDETR
+from setdet.runtime.exported import OPENVINO_FILE, ExportInfo
+from setdet.weights.info import CheckpointInfo
+
+if TYPE_CHECKING:
+    import onnx
+
+_REPORT = "parity.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        path: the ONNX file, or OpenVINO's folder.
+        info: what it says of itself.
+        report: the gate's report; None where the gate was left out.
+        verdict: what the gate measured; None where it was left out.
+        notes: what a user should know, one line each.
+    """
+
+    path: Path
+    info: ExportInfo
+    report: Path | None
+    verdict: Verdict | None
+    notes: tuple[str, ...]
+
+
+def export(
+    checkpoint: CheckpointInfo,
+    model: RTDETR,
+    config: ExportConfig,
+    *,
+    out: Path,
+    evidence: Evidence | None,
+    calibration: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Exports, runs the gate, and only then puts the file where it was asked for.
+
+    Args:
+        checkpoint: what is known of the weights.
+        model: the weights; stays as it is.
+        config: what to make.
+        out: a new `.onnx` file, or a new or empty folder for OpenVINO.
+        evidence: what the gate looks at; None: no gate.
+        calibration: the data set that int8 is calibrated on.
+        say: called with what goes on.
+
+    Raises:
+        UsageError: the configuration contradicts itself, or does not fit the model.
+        OutputError: `out` is in use, or has the wrong ending.
+        ExportError: the file does not find what the model finds; nothing is left of it.
+        DataError: a data set or picture is broken.
+        MissingExtraError: an exporter or the runtime is not installed.
+    """
+    config.check(calibrated=calibration is not None)
+    _check_out(out, config)
+    _need_packages(config)
+    from setdet.export.graph import DetectionGraph
+    from setdet.export.onnx import to_onnx
+
+    sampling = config.sampling_for(checkpoint.model)
+    graph = DetectionGraph(
+        model=model,
+        preprocessing=checkpoint.preprocessing,
+        sampling=sampling,
+        takes_pictures=config.pictures,
+        gives_detections=config.detections,
+        decoder_layers=config.decoder_layers,
+        queries=config.queries,
+    )
+    info = _describe(checkpoint.model_copy(update={"model": graph.config}), config, sampling)
+    material = None if evidence is None else gather(evidence)
+    say(f"writing the graph of {graph.config.name}: {config.format}, {config.precision}, {sampling} sampling")
+    onnx_model = to_onnx(graph, info=info, opset=OPSETS[config.target])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        file, info = _write(onnx_model, info, config, partial, calibration=calibration, say=say)
+        verdict = None
+        if material is not None and evidence is not None:
+            say(f"comparing it with the model, on {len(material.pictures)} pictures ({material.origin})")
+            verdict = judge(file, info, model, config, material, split=evidence.split)
+            if not verdict.passed:
+                raise refusal(verdict, config)
+            write_report(partial / _REPORT, verdict, info, material)
+        report = _put_in_place(partial, file, out, config)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Exported(path=out, info=info, report=report, verdict=verdict, notes=_notes(out, info, config, verdict))
+
+
+def _check_out(out: Path, config: ExportConfig) -> None:
+    if config.format == "openvino":
+        unused(out)
+        return
+    if out.suffix != ".onnx":
+        raise OutputError(f"{out}: an ONNX file ends in .onnx; choose such a name with --out.")
+    for path in (out, _report_beside(out)):
+        if path.exists():
+            raise OutputError(f"{path}: is there already. Choose another with --out, or remove it first.")
+
+
+def _need_packages(config: ExportConfig) -> None:
+    needed = ["onnx", "onnxscript", "onnxruntime" if config.format == "onnx" else "openvino"]
+    extras = dict.fromkeys(needed, config.format) | ({"nncf": "int8"} if config.precision == "int8" else {})
+    for module, extra in extras.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(module=module, extra=extra, purpose=f"Exporting to {config.format}")
+
+
+def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampling) -> ExportInfo:
+    from setdet.export.onnx import least_side
+
+    in_parts = config.precision == "fp16" and config.format == "onnx"
+    return ExportInfo(
+        checkpoint=checkpoint,
+        format=config.format,
+        precision=config.precision,
+        sampling=sampling,
+        input="pictures" if config.pictures else "tensor",
+        output="detections" if config.detections else "predictions",
+        dynamic_size=config.dynamic_size,
+        least_side=least_side(checkpoint.model.decoder.queries),
+        float32=("query_selection", "decoder") if in_parts else (),
+        setdet=importlib.metadata.version("setdet"),
+    )
+
+
+def _write(
+    model: "onnx.ModelProto",
+    info: ExportInfo,
+    config: ExportConfig,
+    folder: Path,
+    *,
+    calibration: Path | None,
+    say: Callable[[str], None],
+) -> tuple[Path, ExportInfo]:
+    """Writes the format's files into `folder`; the one that is opened is returned, and what it says of itself."""
+    if config.format == "onnx":
+        import onnx
+
+        from setdet.export.onnx import describe, to_half
+
+        model = to_half(model) if config.precision == "fp16" else model
+        describe(model, info)
+        onnx.save(model, folder / "model.onnx")
+        return folder / "model.onnx", info
+    from setdet.export.openvino import to_openvino, write
+
+    converted = to_openvino(model)
+    if calibration is not None:
+        from setdet.export.int8 import to_int8
+
+        dataset = read_dataset(calibration)
+        records = dataset.splits.get("train") or next(iter(dataset.splits.values()))
+        chosen = spread(records, config.calibration_pictures)
+        say(f"calibrating on {len(chosen)} pictures of {calibration}")
+        pictures = [preprocess(read_image(record.image), info.checkpoint.preprocessing)[0] for record in chosen]
+        converted, kept = to_int8(converted, pictures, info=info, say=say)
+        info = info.model_copy(update={"float32": kept})
+    write(converted, folder, info=info)
+    return folder / OPENVINO_FILE, info
+
+
+def _put_in_place(partial: Path, file: Path, out: Path, config: ExportConfig) -> Path | None:
+    """Moves what is finished to where it belongs; returns the report's place."""
+    has_report = (partial / _REPORT).is_file()
+    if config.format == "onnx":
+        if has_report:
+            os.replace(partial / _REPORT, _report_beside(out))
+        os.replace(file, out)
+        return _report_beside(out) if has_report else None
+    partial.chmod(0o755)
+    if out.is_dir():
+        out.rmdir()  # it is empty
+    os.replace(partial, out)
+    return out / _REPORT if has_report else None
+
+
+def _report_beside(out: Path) -> Path:
+    return out.with_suffix(f".{_REPORT}")
+
+
+def _notes(out: Path, info: ExportInfo, config: ExportConfig, verdict: Verdict | None) -> tuple[str, ...]:
+    notes = []
+    if verdict is None:
+        notes.append("not compared with the model (--no-verify)")
+    elif not any(run.confident for run, _ in verdict.runs):
+        notes.append("the model is sure of nothing on these pictures: compare on pictures of yours, with --pictures")
+    if config.target == "tensorrt":
+        notes.append(f"not run here, for TensorRT 10: {trtexec(out, info)}")
+    return tuple(notes)
+
+
+def trtexec(out: Path, info: ExportInfo) -> str:
+    """The command that builds TensorRT's engine; the file's own types are obeyed, so what is float32 stays so."""
+    height, width = info.checkpoint.preprocessing.image_size
+    name = "pictures" if info.input == "pictures" else "images"
+    parts = ["trtexec", f"--onnx={out}", f"--saveEngine={out.with_suffix('.engine')}", "--stronglyTyped"]
+    for bound, count in (("min", 1), ("opt", 1), ("max", 8)):
+        shape = f"{count}x{height}x{width}x3" if info.input == "pictures" else f"{count}x3x{height}x{width}"
+        parts.append(f"--{bound}Shapes={name}:{shape}")
+    return " ".join(parts)

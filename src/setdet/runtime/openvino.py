@@ -1,0 +1,98 @@
+"""The engine that runs OpenVINO files. No torch."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from setdet.errors import UsageError, WeightsError
+from setdet.runtime.exported import Engine
+from setdet.weights.info import METADATA_KEY
+
+# The file's precision, or the one asked for → what OpenVINO computes in, if the device has it.
+_ARITHMETIC = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
+
+
+def open_openvino(
+    path: Path,
+    *,
+    device: str,
+    precision: str | None,
+    threads: int | None,
+    hint: Literal["latency", "throughput"],
+    whole_batches: bool,
+) -> tuple[Engine, str | None]:
+    """The engine and the file's metadata; arguments as in `setdet.runtime.exported.open_exported`.
+
+    Raises:
+        WeightsError: the file is broken.
+        UsageError: the device is not there.
+    """
+    core = ov.Core()
+    name = _device(core, device)
+    if not path.with_suffix(".bin").is_file():
+        raise WeightsError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it. Copy both files.")
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: OpenVINO cannot open it ({str(error).strip().splitlines()[-1]}).") from None
+    text = str(model.get_rt_info(METADATA_KEY).value) if model.has_rt_info(METADATA_KEY) else None
+    wanted = precision or (json.loads(text).get("precision", "fp32") if text else "fp32")
+    config: dict[str, Any] = {
+        # Said always: on CPUs that have bfloat16 it would be the default, for float32 files too.
+        "INFERENCE_PRECISION_HINT": _arithmetic(core, name, wanted),
+        "PERFORMANCE_HINT": hint.upper(),
+    }
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    return OpenVINOEngine(core=core, model=model, device=name, config=config, whole_batches=whole_batches), text
+
+
+class OpenVINOEngine:
+    """Runs a batch: as one, or picture by picture in as many requests at a time as the hint allows."""
+
+    def __init__(
+        self, *, core: ov.Core, model: ov.Model, device: str, config: dict[str, Any], whole_batches: bool
+    ) -> None:
+        if not whole_batches:
+            # A graph for one picture knows its shapes and is faster; several pictures run as several requests.
+            shape = model.input(0).get_partial_shape()
+            model.reshape(ov.PartialShape([1, *list(shape)[1:]]))
+        self.compiled = core.compile_model(model, device, config)
+        self.queue = None if whole_batches else ov.AsyncInferQueue(self.compiled)
+
+    def __call__(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """The graph's outputs for a batch."""
+        if self.queue is None:
+            found = self.compiled(values, share_inputs=True)
+            return [np.array(found[output]) for output in self.compiled.outputs]
+        results: list[list[NDArray[Any]]] = [[] for _ in values]
+
+        def keep(request: ov.InferRequest, index: int) -> None:
+            results[index] = [np.array(tensor.data) for tensor in request.output_tensors]
+
+        self.queue.set_callback(keep)
+        for index in range(len(values)):
+            self.queue.start_async({0: values[index : index + 1]}, userdata=index, share_inputs=True)
+        self.queue.wait_all()
+        return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+
+def _device(core: ov.Core, device: str) -> str:
+    there = core.available_devices
+    name = "CPU" if device == "auto" else device.upper()
+    if name not in there:
+        known = ", ".join(one.lower() for one in there)
+        raise UsageError(f"The device '{device}' is not there for OpenVINO. Choose one of: auto, {known}.")
+    return name
+
+
+def _arithmetic(core: ov.Core, device: str, precision: str) -> str:
+    arithmetic = _ARITHMETIC[precision]
+    needed = _CAPABILITY.get(arithmetic)
+    capable = needed is None or needed in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return arithmetic if capable else "f32"  # float32 is all that a reduced precision has, and more
