@@ -215,7 +215,7 @@ def test_half_precision_for_tensorrt(model: RTDETR, tmp_path: Path) -> None:
     half = write(
         model, tmp_path / "half.onnx", target="tensorrt", dynamic_size=True, precision="fp16", verify=False
     )  # random weights are more sensitive than what is allowed
-    assert half.info.float32 == ("query_selection", "decoder")
+    assert half.info.kept == ("query_selection", "decoder")
     found, expected = (
         runtime(pictures(3, 96, 64)) for runtime in (open_exported(half.path), TorchRuntime(model=model))
     )
@@ -274,14 +274,38 @@ def test_reduced_precision_in_openvino(model: RTDETR, tmp_path: Path, precision:
     assert (found[1] != expected[1]).any()
 
 
+def test_positions_stay_in_float32(model: RTDETR, tmp_path: Path) -> None:
+    done = write(model, tmp_path / "model", precision="bf16", verify=False)
+    assert done.info.sampling == "gather"
+    engine = open_exported(file_of(done)).engine
+    types = {
+        node.get_friendly_name(): node.get_rt_info()["outputPrecisions"].astype(str)
+        for node in engine.compiled.get_runtime_model().get_ordered_ops()  # type: ignore[attr-defined]
+    }
+    positions = {name: kind for name, kind in types.items() if ".positions/" in name and "_bf16" not in name}
+    assert positions and not any("bf16" in kind for kind in positions.values())
+
+
+def test_half_precision_can_count_the_cells_of_a_large_picture(model: RTDETR, tmp_path: Path) -> None:
+    # 8,400 cells of two heads: numbers that a file of half precision doesn't hold.
+    info = INFO.model_copy(update={"preprocessing": Preprocessing(image_size=(640, 640))})
+    picture, found = pictures(1, 640, 640), {}
+    for precision in ("fp32", "fp16"):
+        config = ExportConfig(format="openvino", precision=precision)
+        done = export(info, model, config, out=tmp_path / precision, evidence=None)
+        found[precision] = open_exported(file_of(done), precision="fp32")(picture)
+    np.testing.assert_allclose(found["fp16"][1], found["fp32"][1], atol=0.02)
+
+
 def test_eight_bits(model: RTDETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "_ALLOWED", math.inf)  # random weights bear them nowhere
     make(tmp_path / "data", count=6, seed=9, size=96)
     done = write(model, tmp_path / "model", precision="int8", calibration=tmp_path / "data", verify=False)
-    assert done.info.float32 == ()
+    assert done.info.kept == ()
     text = (done.path / "model.xml").read_text()
     quantised = set(re.findall(r'name="(\w+)[^"]*fq_weights', text))
     assert quantised == {"backbone", "encoder", "memory_proj", "query_selection", "decoder"}
+    assert "Sigmoid/fq_output" not in text  # SiLU would be cut in two
     found = open_exported(file_of(done))(pictures(3))
     np.testing.assert_allclose(found[1], TorchRuntime(model=model)(pictures(3))[1], atol=0.3)
 
@@ -308,8 +332,8 @@ def test_eight_bits_of_the_packaged_detector(tmp_path: Path) -> None:
     config = ExportConfig(format="openvino", precision="int8")
     evidence = Evidence(data=tmp_path / "data")
     done = export(info, network, config, out=tmp_path / "model", evidence=evidence, calibration=tmp_path / "data")
-    assert "backbone.stem" in done.info.float32 and "encoder.top_down.0" not in done.info.float32
-    assert open_exported(file_of(done)).info.float32 == done.info.float32
+    assert "backbone.stem" in done.info.kept and "encoder.top_down.0" not in done.info.kept
+    assert open_exported(file_of(done)).info.kept == done.info.kept
 
 
 class TestTheGate:

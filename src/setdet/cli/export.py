@@ -108,8 +108,8 @@ def _show(done: "Exported") -> None:
         f"{info.checkpoint.model.name}, {len(info.checkpoint.class_names)} classes, {info.precision}, "
         f"{info.sampling} sampling → {done.path}"
     )
-    if info.float32:
-        show(f"  in float32: {', '.join(info.float32)}")
+    if info.kept:
+        show(f"  not in {info.precision}: {', '.join(info.kept)}")
     if done.verdict is not None:
         for run, _ in done.verdict.runs:
             show(f"  {run}")

@@ -201,7 +201,7 @@ def write_report(path: Path, judged: Verdict, info: ExportInfo, material: Materi
     content = {
         "model": info.checkpoint.model.name,
         **info.model_dump(mode="json", include={"format", "precision", "sampling", "input", "output", "dynamic_size"}),
-        "float32": list(info.float32),
+        "kept": list(info.kept),
         "versions": {"setdet": info.setdet, **versions},
         "pictures": {"from": material.origin, "count": len(material.pictures)},
         **judged.to_dict(),

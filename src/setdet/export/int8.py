@@ -1,10 +1,11 @@
-"""Eight bits where they do no harm: which parts of the network stay in float32 is measured, not assumed."""
+"""Eight bits where they do no harm: which parts of the network are left out is measured, not assumed."""
 
 import contextlib
 import io
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from setdet.errors import ExportError
+from setdet.export.sampling import POSITIONS
 from setdet.export.verify import TOLERANCES, compare_batches, spread
 from setdet.runtime.exported import ExportedRuntime, ExportInfo
 from setdet.runtime.openvino import OpenVINOEngine
@@ -32,7 +34,7 @@ def to_int8(
     """Calibrates on `pictures`, which are not looked at by the gate.
 
     If the whole network in eight bits strays too far from its float32 self, each part is tried alone, and the most
-    harmful ones stay in float32: as few of them as it takes.
+    harmful ones are left as they are: as few of them as it takes.
 
     Args:
         model: in float32.
@@ -41,7 +43,7 @@ def to_int8(
         say: called with what goes on.
 
     Returns:
-        The quantised model and the parts that stay in float32, as the modules are called.
+        The quantised model and the parts that are not quantised, as the modules are called.
 
     Raises:
         ExportError: it strays too far whatever is left out.
@@ -57,7 +59,7 @@ def to_int8(
 
     kept: tuple[str, ...] = ()
     if harm(_all_but(kept)) > _ALLOWED:
-        kept = sensitive_parts(parts_of(model), alone=lambda part: harm([rf"^(?!{part}[./])"]), without=harm, say=say)
+        kept = sensitive_parts(parts_of(model), alone=lambda part: harm(_only(part)), without=harm, say=say)
     return _quantise(model, inputs, _all_but(kept)), kept
 
 
@@ -68,7 +70,7 @@ def sensitive_parts(
     without: Callable[[list[str]], float],
     say: Callable[[str], None],
 ) -> tuple[str, ...]:
-    """The parts that have to stay in float32, the most harmful first.
+    """The parts that cannot be quantised, the most harmful first.
 
     Args:
         parts: all of the network's.
@@ -108,9 +110,13 @@ def parts_of(model: ov.Model) -> list[str]:
 
 
 def _all_but(kept: Sequence[str]) -> list[str]:
-    """Patterns of what stays in float32: whatever lies around the network, and `kept` of it."""
-    around = rf"^(?!({'|'.join(_NETWORK)})[./])"
-    return [around, *(rf"^{part}[./]" for part in kept)]
+    """Patterns of what stays as it is: whatever lies around the network, positions, and `kept` of it."""
+    return [*_only("|".join(_NETWORK)), *(rf"^{part}[./]" for part in kept)]
+
+
+def _only(part: str) -> list[str]:
+    """Patterns of all but a part of the network, and of positions everywhere."""
+    return [rf"^(?!({part})[./])", rf".*{re.escape(POSITIONS)}"]
 
 
 def _quantise(model: ov.Model, inputs: Sequence[NDArray[Any]], ignored: list[str]) -> ov.Model:
@@ -130,6 +136,7 @@ def _quantise(model: ov.Model, inputs: Sequence[NDArray[Any]], ignored: list[str
 
 
 def _runtime(model: ov.Model, info: ExportInfo) -> ExportedRuntime:
+    """What is not quantised, in float32: the harm is that of eight bits alone."""
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     engine = OpenVINOEngine(core=ov.Core(), model=model.clone(), device="CPU", config=config, whole_batches=False)
     return ExportedRuntime(engine=engine, info=info)

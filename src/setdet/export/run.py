@@ -143,7 +143,7 @@ def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampli
         output="detections" if config.detections else "predictions",
         dynamic_size=config.dynamic_size,
         least_side=least_side(checkpoint.model.decoder.queries),
-        float32=("query_selection", "decoder") if in_parts else (),
+        kept=("query_selection", "decoder") if in_parts else (),
         setdet=importlib.metadata.version("setdet"),
     )
 
@@ -179,7 +179,7 @@ def _write(
         say(f"calibrating on {len(chosen)} pictures of {calibration}")
         pictures = [preprocess(read_image(record.image), info.checkpoint.preprocessing)[0] for record in chosen]
         converted, kept = to_int8(converted, pictures, info=info, say=say)
-        info = info.model_copy(update={"float32": kept})
+        info = info.model_copy(update={"kept": kept})
     write(converted, folder, info=info)
     return folder / OPENVINO_FILE, info
 

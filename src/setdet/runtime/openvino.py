@@ -13,7 +13,7 @@ from setdet.runtime.exported import Engine
 from setdet.weights.info import METADATA_KEY
 
 # The file's precision, or the one asked for → what OpenVINO computes in, if the device has it.
-_ARITHMETIC = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_ARITHMETIC = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
 _CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
 
 
@@ -44,7 +44,7 @@ def open_openvino(
     wanted = precision or (json.loads(text).get("precision", "fp32") if text else "fp32")
     config: dict[str, Any] = {
         # Said always: on CPUs that have bfloat16 it would be the default, for float32 files too.
-        "INFERENCE_PRECISION_HINT": _arithmetic(core, name, wanted),
+        "INFERENCE_PRECISION_HINT": arithmetic_of(core, name, wanted),
         "PERFORMANCE_HINT": hint.upper(),
     }
     if threads is not None:
@@ -91,8 +91,9 @@ def _device(core: ov.Core, device: str) -> str:
     return name
 
 
-def _arithmetic(core: ov.Core, device: str, precision: str) -> str:
-    arithmetic = _ARITHMETIC[precision]
-    needed = _CAPABILITY.get(arithmetic)
+def arithmetic_of(core: ov.Core, device: str, precision: str) -> str:
+    """What a device computes a precision in: OpenVINO's own word."""
+    wanted = _ARITHMETIC[precision]
+    needed = _CAPABILITY.get(wanted)
     capable = needed is None or needed in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-    return arithmetic if capable else "f32"  # float32 is all that a reduced precision has, and more
+    return wanted if capable else "f32"  # float32 is all that a reduced precision has, and more
