@@ -19,7 +19,6 @@ from setdet.cli import main
 from setdet.data.schema import Record
 from setdet.detections import Detections
 from setdet.errors import DataError, UsageError
-from setdet.metrics.calibration import calibration
 from setdet.metrics.coco import coco_metrics
 from setdet.thresholds import lowest_scores, read_thresholds
 from small_data import CLASS_NAMES, write_voc, write_weights
@@ -166,25 +165,6 @@ def test_every_detection_and_box_is_accounted_for(seed: int) -> None:
     for kind in WRONG_KINDS:  # mending one kind never costs more than all that is wrong
         assert (one.costs.kinds[kind] or 0) <= 1 - (one.costs.ap50 or 0) + 1e-9
     assert json.dumps(one.to_dict(), allow_nan=False)
-
-
-class TestCalibration:
-    def test_honest_scores_have_no_error(self) -> None:
-        rng = np.random.default_rng(0)
-        scores = rng.random(200_000).astype(np.float32)
-        found = calibration(scores, rng.random(200_000) < scores)
-        assert found.error == pytest.approx(0, abs=0.01) and found.excess == pytest.approx(0, abs=0.01)
-        assert sum(one.count for one in found.bins) == found.count == 200_000
-
-    def test_boasting_is_an_excess(self) -> None:
-        found = calibration(np.full(10, 0.95, dtype=np.float32), np.arange(10) < 5)
-        assert found.error == found.excess == pytest.approx(0.45)
-        assert [one.count for one in found.bins] == [0] * 9 + [10]
-        assert found.bins[-1].right == 0.5 and found.bins[0].right is None
-
-    def test_scores_on_the_edges_have_a_bin(self) -> None:
-        found = calibration(np.array([0.0, 0.1, 1.0], dtype=np.float32), np.array([False, False, True]))
-        assert [one.count for one in found.bins] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 1]
 
 
 class TestThresholds:

@@ -265,7 +265,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert group["ap50"] == pytest.approx((0.45, 0.1 / math.sqrt(2)))
     page = write_comparison(tmp_path / "page.html", [first, second, other]).read_text(encoding="utf-8")
     assert "0.450 ± 0.071" in page and "&lt;c&gt;" in page and "<c>" not in page
-    assert page.count("<polyline") == 15 and "mAP50: 0.5" not in page
+    assert page.count("<polyline") == 2 * 15 and "mAP50: 0.5" not in page  # each line has its key
     with pytest.raises(UsageError, match="7 runs"):
         write_comparison(tmp_path / "page.html", [first] * 7)
     with pytest.raises(DataError, match="Expected the folder of a training run"):

@@ -134,7 +134,7 @@ def _cost(analysis: ErrorAnalysis) -> Section:
     costs, counts = analysis.costs, analysis.counts()
     named = [(KINDS[kind], costs.kinds[kind]) for kind in WRONG_KINDS] + [(MISSED, costs.missed)]
     named.sort(key=lambda pair: -(pair[1] or 0.0))
-    bars = [Bar(kind.name, cost, f"{counts[kind.key]['shown']} boxes", kind.color) for kind, cost in named]
+    bars = [Bar(kind.name, cost, _boxes(counts[kind.key]["shown"]), kind.color) for kind, cost in named]
     (first, most), positives, negatives = named[0], costs.false_positives, costs.false_negatives
     sides = [
         Bar("wrong detections", positives, color=KINDS[Kind.BACKGROUND].color),
@@ -202,11 +202,12 @@ def _scores(analysis: ErrorAnalysis) -> Section:
     if few.excess is None or few.error is None:
         what = "Nothing is found from the lowest score up"
     elif abs(few.excess) < 0.02:
-        what = f"Scores are right on average; expected calibration error {shown(few.error)}"
+        what = f"What is shown is right as often as its scores say; expected calibration error {shown(few.error)}"
     else:
-        way = "higher" if few.excess > 0 else "lower"
+        way = "less" if few.excess > 0 else "more"
         what = (
-            f"Scores are {abs(few.excess):.2f} {way} than they should be; expected calibration error {shown(few.error)}"
+            f"What is shown is right {way} often than its scores say, by {abs(few.excess):.2f}; "
+            f"expected calibration error {shown(few.error)}"
         )
     return Section(
         title="Whether scores mean what they say",
@@ -219,7 +220,7 @@ def _scores(analysis: ErrorAnalysis) -> Section:
 
 def _groups(analysis: ErrorAnalysis) -> Section:
     def chart(name: str, groups: Sequence[GroupMetrics], what: str) -> Chart:
-        bars = [Bar(one.group.name, one.ap50, f"{one.boxes} boxes") for one in groups]
+        bars = [Bar(one.group.name, one.ap50, _boxes(one.boxes)) for one in groups]
         rated = [one for one in groups if one.ap50 is not None and one.boxes >= _SMALLEST_GROUP]
         title = f"AP50 by {what}"
         if len(rated) > 1:
@@ -235,3 +236,7 @@ def _groups(analysis: ErrorAnalysis) -> Section:
             chart("shapes", analysis.shapes, "shape (width : height)"),
         ),
     )
+
+
+def _boxes(count: int) -> str:
+    return f"{count} box{'' if count == 1 else 'es'}"

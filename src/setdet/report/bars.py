@@ -75,8 +75,9 @@ def reliability_chart(measured: Calibration) -> Markup:
         x_high=1,
         x_label="score",
         y_label="share that is right",
-        keys=(("right at IoU 0.5", "s0"), ("what the score promised", "gapkey")),
+        keys=(("right at IoU 0.5", "s0"), ("what the score promised", "gap")),
     )
+    counts = []
     for share in measured.bins:
         if share.right is None or share.score is None:
             continue
@@ -94,13 +95,14 @@ def reliability_chart(measured: Calibration) -> Markup:
                 left, min(top, promised), right - left, abs(top - promised)
             )
         )
-        frame.add(
+        counts.append(
             Markup('<text class="count" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
                 (left + right) / 2, min(top, promised) - 4, short(share.count)
             )
         )
     (x0, y0), (x1, y1) = frame.place(0, 0), frame.place(1, 1)
     frame.add(Markup('<path class="reference" d="M{} {}L{} {}"/>').format(x0, y0, x1, y1))
+    frame.add(Markup("").join(counts))
     return frame.svg()
 
 

@@ -18,9 +18,9 @@ svg { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
 text { fill: #4d545d; } text.title { fill: #1c1e21; font-size: 15px; font-weight: 600; } text.strong { fill: #1c1e21; }
 .paper { fill: #ffffff; } .grid { stroke: #e2e4e7; } .reference { stroke: #5f6670; stroke-dasharray: 5 4; fill: none; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } circle { stroke: none; }
-polyline.strong { stroke: #1c1e21; stroke-width: 3.5; } rect.strong { fill: #1c1e21; }
+polyline.strong { stroke: #1c1e21; stroke-width: 3.5; } polyline:is(.s3, .s4, .s5) { stroke-dasharray: 6 2; }
 .gap { fill: none; stroke: #d55e00; stroke-width: 1.5; stroke-dasharray: 3 2; }
-.gapkey { fill: #d55e00; } text.count { font-size: 10px; }
+text.count { font-size: 10px; paint-order: stroke; stroke: #ffffff; stroke-width: 3; }
 """ + " ".join(
     f".s{index} {{ stroke: {color}; }} circle.s{index}, rect.s{index} {{ fill: {color}; stroke: none; }}"
     for index, color in enumerate(("#0072b2", "#c2410c", "#00805d", "#a2467f", "#8a6100", "#3b7ea1"))
@@ -215,9 +215,9 @@ def _legend(keys: Sequence[tuple[str, str]]) -> tuple[list[Markup], int]:
             x, row = float(_LEFT), row + 1
         y = 6 + _ROW * row
         parts.append(
-            Markup(
-                '<rect class="{}" x="{:.1f}" y="{}" width="16" height="4"/><text x="{:.1f}" y="{}">{}</text>'
-            ).format(style, x, y, x + 22, y + 6, name)
+            Markup('<polyline class="{}" points="{:.1f},{} {:.1f},{}"/><text x="{:.1f}" y="{}">{}</text>').format(
+                style, x, y + 2, x + 16, y + 2, x + 22, y + 6, name
+            )
         )
         x += wide
     return parts, row + 1 if parts else 0

@@ -78,7 +78,7 @@ class Measured:
             }
             for row, name in enumerate((*self.class_names, "(nothing there)"))
         ]
-        return {"columns": (*self.class_names, "(missed)"), "rows": rows}
+        return {"columns": (*self.class_names, "(not found)"), "rows": rows}
 
     def pictures(self, indices: Sequence[int] | None = None) -> list[dict[str, str]]:
         """Drawn pictures with their captions, for a page; None: all."""
