@@ -8,7 +8,8 @@ A run that is done is left alone, one that was stopped is resumed, and at the en
 written to results.json beside them. Several of these may share the folder, each with another `--only`.
 
 Runs of the stage `convergence` train on four fifths of the training split and are measured on the rest of it, so that
-settings can be chosen by them.
+settings can be chosen by them. Runs of the stage `record` train on the whole training split, and are measured on the
+validation split.
 """
 
 import json
@@ -38,6 +39,33 @@ def runs() -> Iterator[Run]:
         yield Run(f"paper-v1-scaled-{seed}", "convergence", {**inner, "recipe": "paper-v1"}, (*HERE, *SCALED))
 
 
+def records(out: Path) -> Iterator[Run]:
+    """Pretraining on generated surfaces, then the whole training split."""
+    mixed = (
+        "loss.classification=matchability", "denoising_queries=100", "augment.photometric=0.3", "augment.iou_crop=0.5",
+        "augment.mosaic=0.3", "augment.copy_blend=0.3",
+    )  # fmt: skip
+    small = {"model": "rtdetr-n", "image_size": 224, "epochs": 72, "init": "rtdetr-n/surfaces"}
+    ends = ("learning_rate=6e-4", "mix_epochs=44", "plain_epochs=4", "evaluate_every=12")
+    yield Run("record-n-0", "record", small, (*mixed, *ends))
+    larger = {"model": "rtdetr-r18", "image_size": 160, "epochs": 3}
+    own = ("loss.classification=matchability", "learning_rate=4e-4", "denoising_queries=50", "evaluate_every=3")
+    yield Run("surfaces-r18", "record", larger, own, pictures=lambda: surfaces(out))
+    larger = {"image_size": 224, "epochs": 36, "init": str(out / "surfaces-r18")}
+    ends = ("learning_rate=3e-4", "mix_epochs=30", "plain_epochs=2", "evaluate_every=6")
+    yield Run("record-r18-0", "record", larger, (*mixed, *ends))
+
+
+def surfaces(out: Path) -> Path:
+    """Generated pictures, made once."""
+    from setdet.data.surfaces import make
+
+    folder = out / "pictures"
+    if not folder.is_dir():
+        make(folder, count=12_000, seed=77)
+    return folder
+
+
 def write_results(out: Path, done: list[Run]) -> None:
     """Configuration and curve of every run that is done."""
     results = {}
@@ -56,7 +84,7 @@ def write_results(out: Path, done: list[Run]) -> None:
 
 def main() -> None:
     args = arguments(__doc__)
-    done = go_through(list(runs()), args)
+    done = go_through([*runs(), *records(args.out)], args)
     if done:
         write_results(args.out, done)
 

@@ -180,7 +180,7 @@ class TestResolve:
     def test_a_wrong_name_gets_a_suggestion(self) -> None:
         with pytest.raises(WeightsError, match="no such name in the catalog. Did you mean 'rtdetr-r50/coco'"):
             resolve("rtdetr-r50/cocoa")
-        with pytest.raises(WeightsError, match="rtdetr-n/surfaces, rtdetr-r18/coco"):
+        with pytest.raises(WeightsError, match="rtdetr-n/surfaces, rtdetr-n/neu-det, rtdetr-r18/coco"):
             resolve("zzz")
 
     def test_a_model_is_not_weights(self) -> None:
