@@ -10,13 +10,15 @@ import pytest
 from numpy.typing import NDArray
 
 from cases import NAMES, detections, random_case, record
-from setdet.analyze.errors import ErrorAnalysis
+from setdet.analyze.errors import ErrorAnalysis, analyze_errors
 from setdet.analyze.ledger import Kind, Ledger
 from setdet.analyze.strata import class_aps
 from setdet.analyze.thresholds import choose_thresholds
 from setdet.analyze.tide import WRONG_KINDS
+from setdet.api import load
 from setdet.cli import main
 from setdet.data.schema import Record
+from setdet.data.sources import read_dataset
 from setdet.detections import Detections
 from setdet.errors import DataError, UsageError
 from setdet.metrics.coco import coco_metrics
@@ -255,6 +257,19 @@ def test_the_command_writes_what_predict_takes(
     assert not (tmp_path / "both").exists()
     assert "give one of them" in capsys.readouterr().err
     assert main(command) == 2 and "is in use" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text('{"thresholds": {"brigth": 0.5}}')
+    assert main([*predict[:-1], str(tmp_path / "other.json"), "--out", str(tmp_path / "other")]) == 2
+    assert "Did you mean 'bright'?" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_a_bar_says_how_far_it_is(tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    records = read_dataset(write_voc(tmp_path / "data")).splits["val"]
+    predictor = load(str(weights), device="cpu").predictor
+    capfd.readouterr()
+    analyze_errors(predictor, records, progress=True)
+    assert "looking" in capfd.readouterr().err
+    analyze_errors(predictor, records)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

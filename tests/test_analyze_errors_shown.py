@@ -151,6 +151,7 @@ def test_pages_need_nothing_else_and_names_cannot_break_them(tmp_path: Path) -> 
     values = json.loads((tmp_path / "out" / "errors.json").read_text(encoding="utf-8"))
     assert values["confusion"]["rows_true"] == [*names, None]
     assert np.sum(values["confusion"]["counts"]) == 3
+    assert all(one.meaning in page for one in (RIGHT, MISSED, *KINDS.values()))
     (worst,) = values["worst"]
     assert (worst["boxes"], worst["right"], worst["errors"]["missed"]) == (3, 1, 2)
     assert (tmp_path / "out" / worst["picture"]).is_file()

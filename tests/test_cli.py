@@ -301,7 +301,9 @@ def test_train_then_val_then_resume(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert info.class_names == CLASS_NAMES
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "2 pictures (val)" in html and "<svg" in html
-    assert "What the mistakes cost" in html and "Whether scores mean what they say" in html
+    assert (
+        "What the mistakes cost" in html and "there is nothing." in html and "Whether scores mean what they say" in html
+    )
     assert "report.html" in capsys.readouterr().out
     assert main(["val", str(run), str(data)]) == 0
     # A finished run resumes to nothing more to do; what was given before is remembered.

@@ -87,7 +87,6 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, *, title: str, lead: str
         lead=lead,
         figures=measured.figures(),
         sections=parts,
-        kinds=(RIGHT, *(KINDS[kind] for kind in WRONG_KINDS), MISSED),
         worst=items,
         matrix=measured.matrix(),
         classes=measured.classes(),
@@ -146,6 +145,7 @@ def _cost(analysis: ErrorAnalysis) -> Section:
         what = f"{first.name.capitalize()} costs the most: without it, AP50 would be {shown(most)} higher"
     sums = [(positives or 0.0, "wrong detections"), (negatives or 0.0, "boxes that are not found")]
     (heavy, more), (_, less) = sorted(sums, reverse=True)
+    terms = (RIGHT, *(KINDS[kind] for kind in WRONG_KINDS), MISSED)
     return Section(
         title="What the mistakes cost",
         note="The AP50 to be won by mending one kind of error and nothing else (TIDE, Bolya et al. 2020), over all "
@@ -159,6 +159,7 @@ def _cost(analysis: ErrorAnalysis) -> Section:
                 bar_chart(sides, label="AP50 that all wrong detections and all boxes not found cost", signed=True),
             ),
         ),
+        terms=tuple((one.name, one.color, one.meaning) for one in terms),
     )
 
 

@@ -61,7 +61,7 @@ class Chart:
         size = re.match(r'<svg class="chart" viewBox="0 0 (\d+) (\d+)"', self.svg)
         width, height = (int(side) for side in size.groups()) if size else (_WIDTH, 40)
         drawing = self.svg if size else Markup('<svg><text x="12" y="24">{}</text></svg>').format(self.svg.striptags())
-        lines = _wrapped(self.title, width=width - 24, letter=7.6)
+        lines = _wrapped(self.title, width=width - 24, letter=9.5)  # of the widest of the fonts, bold
         head = 14 + 20 * len(lines)
         parts = [
             Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{2}" height="{3}">').format(

@@ -17,11 +17,13 @@ class Section:
         title: its heading.
         note: what to make of it, in a sentence or two.
         charts: side by side.
+        terms: (name, colour as RGB, meaning) of what they show, for those who don't know it.
     """
 
     title: str
     note: str
     charts: tuple[Chart, ...]
+    terms: tuple[tuple[str, tuple[int, int, int], str], ...] = ()
 
 
 @dataclass(frozen=True)
