@@ -98,7 +98,7 @@ def test_a_run_folder_is_a_source(weights: Path, detector: setdet.Detector) -> N
     ("source", "message"),
     [
         ("rtdetr-n", r"'rtdetr-n' is a model, not weights.*rtdetr-n/surfaces"),
-        ("rtdetr-x/nothing", r"rtdetr-n/surfaces"),
+        ("rtdetr-x/nothing", r"Did you mean 'rtdetr-"),
         ("missing.safetensors", "no such file"),
     ],
 )

@@ -9,10 +9,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from setdet.analyze.attention import DetectionAttention, PictureAttention
-from setdet.analyze.pages import write_charts, write_values
+from setdet.analyze.pages import write_charts
 from setdet.analyze.queries import LEVELS
 from setdet.report.charts import Chart, open_svg
-from setdet.report.page import data_uri, write_page
+from setdet.report.page import data_uri, write_page, write_values
 
 WIDTH = 520  # of the drawings, in their own units
 LARGEST = 1280  # side of the picture in a page, pixels
@@ -89,7 +89,7 @@ def _boxes(read: PictureAttention, one: DetectionAttention, address: str) -> Mar
     parts = [open_svg(WIDTH, round(height) + 30, "reference boxes"), *_legend(one, stages)]
     parts.append(_view(read, address, x=0, y=30, width=WIDTH, height=height))
     unit = read.image.shape[1] / WIDTH
-    for index, (_, box) in enumerate(stages):
+    for index, (_, box) in reversed(list(enumerate(stages))):  # the thin ones on top
         thick = (1.2 + 2.4 * index / max(1, len(stages) - 1)) * unit
         parts.append(_rectangle(box, COLORS[index % len(COLORS)], thick))
     if one.token_px is not None:
@@ -118,8 +118,7 @@ def _sampling_title(read: PictureAttention, one: DetectionAttention) -> str:
     level = int(share.argmax())
     return (
         f"its heads look most at {LEVELS[level]} ({share[level]:.0%} of the weight); a colour a head, larger dots "
-        f"count "
-        "more"
+        "count more"
     )
 
 
@@ -200,15 +199,16 @@ def radius(weight: float) -> float:
 
 
 def _around(read: PictureAttention, one: DetectionAttention) -> tuple[float, float, float, float]:
-    """A square (left, top, side, side) in pixels with the boxes and nearly all points."""
+    """A square (left, top, side, side) in pixels with the boxes and nearly all points; of little but the picture."""
     points = np.concatenate([layer.points_px.reshape(-1, 2) for layer in one.layers])
-    boxes = np.concatenate([np.stack([one_.reference_xyxy_px, one_.refined_xyxy_px]) for one_ in one.layers])
+    boxes = np.stack([box for layer in one.layers for box in (layer.reference_xyxy_px, layer.refined_xyxy_px)])
     low = np.minimum(np.quantile(points, 0.02, axis=0), boxes[:, :2].min(axis=0))
     high = np.maximum(np.quantile(points, 0.98, axis=0), boxes[:, 2:].max(axis=0))
-    height, width = read.image.shape[:2]
-    low, high = np.clip(low, 0, (width, height)), np.clip(high, 0, (width, height))
+    sides = np.array(read.image.shape[1::-1])
+    low, high = np.clip(low, 0, sides), np.clip(high, 0, sides)
     side = max(float((high - low).max()) * 1.15, 16.0)
-    left, top = ((low + high - side) / 2).tolist()
+    beside = np.maximum(0, side - sides) + 0.04 * side  # how much of what is no picture may be seen
+    left, top = np.clip((low + high - side) / 2, -beside, sides - side + beside).tolist()
     return left, top, side, side
 
 
@@ -219,7 +219,7 @@ def _aifi_title(one: DetectionAttention) -> str:
     near = weights[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].sum()
     return (
         f"from its centre (the outlined cell), AIFI attends with {near:.0%} to the cells around and "
-        f"{1 - near:.0%} further away (of {height} × {width}; darker is more)"
+        f"{1 - near:.0%} further away (of {height} × {width}; stronger is more)"
     )
 
 

@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from setdet.analyze.errors import CONFIDENCES, ErrorAnalysis, analyze_errors
+from setdet.analyze.errors import CONFIDENCES, ErrorAnalysis
 from setdet.analyze.kinds import KINDS, MISSED, RIGHT
 from setdet.analyze.ledger import Kind
 from setdet.analyze.pictures import draw_errors
 from setdet.analyze.strata import GroupMetrics
 from setdet.analyze.tide import WRONG_KINDS
-from setdet.data.schema import Record
 from setdet.data.writing import write_atomically
 from setdet.draw import printable
 from setdet.images import read_image
 from setdet.metrics.curves import RECALLS
-from setdet.predict import Predictor
 from setdet.report.bars import Bar, bar_chart, reliability_chart
 from setdet.report.charts import Chart, Series, line_chart
 from setdet.report.findings import Findings, Section
@@ -32,17 +30,17 @@ _WORST = 12
 _SMALLEST_GROUP = 10  # boxes; the AP of fewer is not called the weakest
 
 
-def look_into_errors(predictor: Predictor, records: Sequence[Record]) -> Findings:
-    """Analyses the errors, for the page of a run.
+def error_findings(analysis: ErrorAnalysis) -> Findings:
+    """The errors, for the page of a run.
 
     Raises:
-        DataError: there is no record.
         ImageError: a picture cannot be read.
     """
-    analysis = analyze_errors(predictor, records)
     drawn = [(draw_picture(analysis, index), caption(analysis, index)) for index in analysis.worst(_WORST)]
     worst = tuple({"address": data_uri(picture), "caption": text} for picture, text in drawn)
-    return Findings(measured=analysis.measured, sections=sections(analysis), worst=worst)
+    return Findings(
+        measured=analysis.measured, values={"errors": analysis.to_dict()}, sections=sections(analysis), worst=worst
+    )
 
 
 def write_errors(folder: Path, analysis: ErrorAnalysis, *, title: str, lead: str, worst: int = _WORST) -> Path:
@@ -169,9 +167,10 @@ def _curves(analysis: ErrorAnalysis) -> Section:
     some = "" if len(precision["per_class"]) <= _MOST_LINES else f", and of the {_MOST_LINES} weakest classes"
 
     def lines(along: Sequence[float], values: dict[str, Any]) -> list[Series]:
-        drawn = [(name, values["per_class"][name], False) for name in sorted(weakest)]
-        drawn += [("mean", values["mean"], True)] if values["mean"] else []
-        return [Series(name, list(zip(along, curve, strict=True)), strong) for name, curve, strong in drawn]
+        drawn = [Series(name, list(zip(along, values["per_class"][name], strict=True))) for name in sorted(weakest)]
+        if values["mean"]:
+            drawn.append(Series("mean", list(zip(along, values["mean"], strict=True)), style="strong"))
+        return drawn
 
     best = analysis.best
     at_best = "" if best is None else f": best, {best.f1:.2f}, from a score of {best.confidence:.3g} up"

@@ -31,8 +31,7 @@ def write_layers(folder: Path, analysis: LayerAnalysis, *, name: str, measured_o
         {"detector": name, "measured_on": measured_on, **analysis.to_dict()},
         title="What each decoder layer adds",
         lead=f"{name} on {analysis.pictures} pictures with {analysis.boxes} boxes ({measured_on}). Every layer has "
-        f"heads "
-        "of its own, so the model can be read out after any of them: --decoder-layers.",
+        "heads of its own, so the model can be read out after any of them: --decoder-layers.",
         figures=[],
         sections=[_accuracy(analysis), _movement(analysis)],
         tables=[_table(analysis)],
@@ -70,9 +69,9 @@ def _accuracy(analysis: LayerAnalysis) -> Section:
             )
         )
         note = (
-            f" Times are medians of {timing['rounds']} rounds in which all depths take turns, one picture of {height} "
-            f"× "
-            f"{width} at a time, from pixels to boxes, on {timing['device']} with {timing['threads']} threads."
+            f" Times are medians of {timing['rounds']} rounds in which all depths take turns, one picture of "
+            f"{height} × {width} at a time, from pixels to boxes, on {timing['device']} with "
+            f"{timing['threads']} thread{'' if timing['threads'] == 1 else 's'}."
         )
     return Section(
         title="Accuracy and time",
@@ -112,7 +111,7 @@ def _movement(analysis: LayerAnalysis) -> Section:
                 line_chart(
                     [Series("changed", [(float(at), value) for at, value in changed])],
                     x_label="decoder layer",
-                    y_label="share of objects with another query than one layer before",
+                    y_label="share of objects",
                     y_max=1.0,
                 ),
             )
@@ -120,9 +119,8 @@ def _movement(analysis: LayerAnalysis) -> Section:
     return Section(
         title="How boxes and assignments move",
         note="A box has moved if its IoU with itself one layer before is low; the first layer starts from the "
-        "selection's "
-        "box. Objects are assigned to queries as in training, by least cost; each change makes two queries learn the "
-        "opposite of what the layer before taught them (DN-DETR, section 3.1).",
+        "selection's box. Objects are assigned to queries as in training, by least cost; each change makes two queries "
+        "learn the opposite of what the layer before taught them (DN-DETR, section 3.1).",
         charts=tuple(charts),
     )
 

@@ -12,5 +12,5 @@ def distinct_names(weights: Sequence[str]) -> list[str]:
         others = paths[:index] + paths[index + 1 :]
         ends = (parts[-count:] for count in range(1, len(parts) + 1))
         own = next((end for end in ends if all(other[-len(end) :] != end for other in others)), parts)
-        names.append("/".join(own))
+        names.append("/".join(own).removesuffix(".safetensors"))
     return [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]

@@ -1,6 +1,5 @@
 """An analysis as a folder: its figures as JSON, its charts as SVG files, and a page with all of it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from setdet.data.writing import write_atomically
 from setdet.report.charts import Chart
 from setdet.report.findings import Section
-from setdet.report.page import write_page
+from setdet.report.page import write_page, write_values
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,6 @@ def write_analysis(
         sections=sections,
         tables=tables,
     )
-
-
-def write_values(path: Path, values: dict[str, Any]) -> None:
-    """Writes figures as JSON, which must be finite.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_charts(folder: Path, charts: Sequence[Chart]) -> None:

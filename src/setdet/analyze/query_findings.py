@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from setdet.analyze.pages import Table, write_analysis
 from setdet.analyze.queries import LEVELS, SIZES, QueryAnalysis, spearman
-from setdet.report.bars import Bar, bar_chart
+from setdet.report.bars import Bar, bar_chart, stacked_chart
 from setdet.report.charts import Chart, Series, line_chart
 from setdet.report.findings import Section
 from setdet.report.measured import shown
@@ -84,17 +84,14 @@ def _scores(analyses: Mapping[str, QueryAnalysis]) -> Section:
         )
         for name, one in analyses.items()
     ]
-    diagonal = Series("score = IoU", [(0.0, 0.0), (1.0, 1.0)], strong=True)
+    diagonal = Series("score = IoU", [(0.0, 0.0), (1.0, 1.0)], style="reference")
     some = [f"{min(DOTS, len(one.scores))} of {len(one.scores)}" for one in analyses.values()]
     return Section(
         title="Score and place",
         note="Each dot is a selected feature: its best class score, and the IoU of its box with the nearest object of "
-        "that "
-        "class (RT-DETR paper, figure 6). Good ones lie to the upper right, and near the dashed line, where the score "
-        "is "
-        f"the IoU. Drawn are {', '.join(some)} features, evenly sampled with seed {_SEED}; the histograms, under a "
-        f"square "
-        "root, and all figures are of every one.",
+        "that class (RT-DETR paper, figure 6). Good ones lie to the upper right, and near the dashed line, where the "
+        f"score is the IoU. Drawn are {', '.join(some)} features, evenly sampled with seed {_SEED}; the histograms, "
+        "under a square root, and all figures are of every one.",
         charts=(
             Chart(
                 "score-iou",
@@ -150,24 +147,27 @@ def _recall(analyses: Mapping[str, QueryAnalysis]) -> Section:
     else:
         lines = [line(name, one.found_at, one.selected) for name, one in analyses.items()]
     bars = [
-        Bar(f"{name}, {size}" if len(analyses) > 1 else size, part["recall"], f"{part['boxes']} boxes")
-        for name, one in analyses.items()
+        Bar(
+            f"{name}, {size}" if len(analyses) > 1 else size,
+            part["recall"],
+            f"{part['boxes']} boxes",
+            series=series,
+        )
+        for series, (name, one) in enumerate(analyses.items())
         for size, part in one.to_dict()["recall_by_size"].items()
     ]
     return Section(
         title="What the selected cover",
         note="Share of the true boxes that one of the best K features has at IoU 0.5 and with the right class. What "
-        "is not "
-        "covered here, the decoder has to find from afar. Sizes are COCO's: small is under 32² pixels, large over 96².",
+        "is not covered here, the decoder has to find from afar. Sizes are COCO's: small is under 32² pixels, large "
+        "over 96².",
         charts=(
             Chart(
                 "recall",
                 _enough(analyses),
                 line_chart(lines, x_label="best K features", y_label="recall", y_max=1.0, markers=False),
             ),
-            Chart(
-                "recall-by-size", "Recall of all selected by size of object", bar_chart(bars, label="recall", full=1.0)
-            ),
+            Chart("recall-by-size", _hardest(analyses), bar_chart(bars, label="recall", full=1.0)),
         ),
     )
 
@@ -186,29 +186,37 @@ def _enough(analyses: Mapping[str, QueryAnalysis]) -> str:
     )
 
 
+def _hardest(analyses: Mapping[str, QueryAnalysis]) -> str:
+    found = {
+        size: np.mean(np.concatenate([one.found_at[one.sizes == index] <= one.selected for one in analyses.values()]))
+        for index, size in enumerate(SIZES)
+        if any((one.sizes == index).any() for one in analyses.values())
+    }
+    if len(found) < 2:
+        return "Recall of all selected by size of object"
+    size, least = min(found.items(), key=lambda item: item[1])
+    return f"All selected together cover {size} objects least: {least:.0%}"
+
+
 def _places(analyses: Mapping[str, QueryAnalysis]) -> Section:
-    bars, inside = [], []
-    for name, one in analyses.items():
-        for level in one.to_dict()["levels"]:
-            called = f"{name}, {level['level']}" if len(analyses) > 1 else level["level"]
-            bars.append(Bar(called, level["share"], f"{level['features']} features"))
-            in_object = sum(level[size] for size in SIZES)
-            share = in_object / level["features"] if level["features"] else None
-            inside.append(Bar(called, share, f"{in_object} in objects"))
-    counts = sum((one.places.sum(axis=1) for one in analyses.values()), np.zeros(len(LEVELS)))
-    most = LEVELS[int(np.argmax(counts))]
-    share = float(counts.max() / max(1, counts.sum()))
+    stacks = {
+        f"{name}, {level}" if len(analyses) > 1 else level: (row / max(1, one.places.sum())).tolist()
+        for name, one in analyses.items()
+        for level, row in zip(LEVELS, one.places, strict=True)
+    }
+    places = sum((one.places for one in analyses.values()), np.zeros((len(LEVELS), len(SIZES) + 1)))
+    total = max(1, places.sum())
+    share, level = max(zip((places.sum(axis=1) / total).tolist(), LEVELS, strict=True))
+    within = float(places[:, : len(SIZES)].sum() / total)
     return Section(
         title="Where the selected lie",
-        note="By level of the encoder: P3 has a cell for every 8 pixels of the input, P4 for 16, P5 for 32. Which "
-        "sizes of "
-        "object they lie in is in the table's file, queries.json.",
+        note="By level of the encoder: P3 has a cell for every 8 pixels of the input, P4 for 16, P5 for 32. Colours "
+        "tell the size of the smallest object that a feature's cell has its centre in.",
         charts=(
-            Chart("levels", f"Most features come from {most}: {share:.0%}", bar_chart(bars, label="share", full=1.0)),
             Chart(
-                "inside",
-                "Share of each level's features whose cell lies in an object",
-                bar_chart(inside, label="share in objects", full=1.0),
+                "places",
+                f"Most features come from {level} ({share:.0%}), and {within:.0%} of all lie in an object",
+                stacked_chart(stacks, parts=[*(f"in {size}" for size in SIZES), "in none"], label="share"),
             ),
         ),
     )
@@ -233,8 +241,7 @@ def _table(analyses: Mapping[str, QueryAnalysis]) -> Table:
     return Table(
         title="In figures",
         note="Prop_cls and Prop_both are the paper's (table 4): shares of the selected features with a score above "
-        "0.5, and "
-        "with a score and an IoU above 0.5.",
+        "0.5, and with a score and an IoU above 0.5.",
         columns=("weights", "K", "Prop_cls", "Prop_both", "Spearman", "ECE", "recall at K", "any class"),
         rows=tuple(rows),
     )

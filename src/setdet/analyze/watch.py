@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from setdet.data.schema import Record, check_size
+from setdet.data.schema import Record
 from setdet.detections import Detections
-from setdet.errors import DataError, UsageError
-from setdet.evaluate import match_classes
+from setdet.errors import UsageError
+from setdet.evaluate import match_classes, results
 from setdet.images import Placement, place
 from setdet.models.outputs import RTDETROutput
 from setdet.models.queries import QuerySelection, SelectedQueries
@@ -128,7 +126,6 @@ def looks(
     class_names: Sequence[str] | None = None,
     batch_size: int = 8,
     progress: bool = False,
-    description: str = "looking inside",
 ) -> Iterator[Look]:
     """Runs every record's picture through the model, in constant memory.
 
@@ -138,29 +135,23 @@ def looks(
         class_names: of the records' labels, matched to the predictor's by name; None: they are the predictor's.
         batch_size: pictures that go through the network at once.
         progress: show a bar, on stderr.
-        description: of the bar.
 
     Raises:
         DataError: there is no record, the data has classes that the predictor doesn't know, or a picture has another
             size than its annotations declare.
-        UsageError: see `watched_model`.
+        UsageError: a label is beyond the predictor's classes; or see `watched_model`.
         ImageError: a picture cannot be read.
     """
-    if not records:
-        raise DataError("There are no pictures to analyse. Choose a split that has some.")
     if class_names is not None:
         records = match_classes(records, class_names, predictor.class_names)
     waiting: deque[Pass] = deque()
     with watch(watched_model(predictor)) as passes:
-        stream = predictor.stream([record.image for record in records], threshold=0.0, batch_size=batch_size)
-        shown = track(
-            stream, description=description, total=len(records), disable=not progress, console=Console(stderr=True)
-        )
-        for record, found in zip(records, shown, strict=True):
+        for record, found in results(
+            predictor, records, batch_size=batch_size, progress=progress, doing="looking inside"
+        ):
             while passes:
                 batch = passes.pop(0)
                 waiting.extend(batch.picture(index) for index in range(len(batch.reference_cxcywh)))
-            check_size(record, *found.image_size)
             yield Look(
                 record=record,
                 found=found,

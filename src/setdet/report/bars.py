@@ -1,12 +1,12 @@
 """Charts of bars as inline SVG: quantities side by side, and scores against how often they are right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from setdet.metrics.calibration import Calibration
-from setdet.report.charts import Frame, open_svg, ticks
+from setdet.report.charts import Frame, legend, open_svg, ticks
 
 _WIDTH, _PITCH, _THICK = 520, 30, 18
 _ABOVE = 6
@@ -20,13 +20,15 @@ class Bar:
         name: what it is of.
         value: its length, 0 or more; None where it was not measured.
         note: said behind the name, such as a count; "" for nothing.
-        color: RGB; None: the page's first.
+        color: RGB; None: the page's class of `series`.
+        series: 0 to 5 for s0 to s5, as the lines of charts.
     """
 
     name: str
     value: float | None
     note: str = ""
     color: tuple[int, int, int] | None = None
+    series: int = 0
 
 
 def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, signed: bool = False) -> Markup:
@@ -49,7 +51,9 @@ def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, sig
         top = _ABOVE + _PITCH * row + (_PITCH - _THICK) // 2
         middle = top + _THICK // 2 + 4
         length = 0.0 if not bar.value or not longest else max(2.0, min(1.0, bar.value / longest) * span)
-        fill = Markup('class="s0"') if bar.color is None else Markup('fill="rgb{}"').format(str(bar.color))
+        fill = Markup('class="s{}"').format(bar.series)
+        if bar.color is not None:
+            fill = Markup('fill="rgb{}"').format(str(bar.color))
         text = "–" if bar.value is None else f"{bar.value:+.3f}" if signed else f"{bar.value:.3f}"
         parts += [
             Markup('<text class="strong" x="8" y="{}">{}</text>').format(middle, bar.name),
@@ -61,6 +65,37 @@ def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, sig
             Markup('<text class="strong" x="{:.1f}" y="{}">{}</text>').format(left + length + 6, middle, text),
         ]
     return Markup("").join([*parts, Markup("</svg>")])
+
+
+def stacked_chart(stacks: Mapping[str, Sequence[float]], *, parts: Sequence[str], label: str) -> Markup:
+    """Bars of parts that lie end to end, coloured s0, s1 and so on, the last one pale: what is left.
+
+    Args:
+        stacks: the lengths of each bar's parts, by its name, from the top down.
+        parts: what they are called.
+        label: what the lengths are, for those who hear the page.
+    """
+    styles = [*(f"s{index}" for index in range(len(parts) - 1)), "pale"]
+    keys, rows = legend(list(zip(parts, styles, strict=True)))
+    left = round(20 + 7.2 * max((len(name) for name in stacks), default=0))
+    longest = max((sum(lengths) for lengths in stacks.values()), default=0) or 1
+    scale = (_WIDTH - left - 60) / longest
+    first = 2 * _ABOVE + 18 * rows
+    drawn = [open_svg(_WIDTH, first + _PITCH * len(stacks) + _ABOVE, label), *keys]
+    for row, (name, lengths) in enumerate(stacks.items()):
+        top, x = first + _PITCH * row + (_PITCH - _THICK) // 2, float(left)
+        middle = top + _THICK // 2 + 4
+        drawn.append(Markup('<text class="strong" x="8" y="{}">{}</text>').format(middle, name))
+        for part, style, length in zip(parts, styles, lengths, strict=True):
+            drawn.append(
+                Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
+                    style, x, top, length * scale, _THICK, f"{part}: {length:.3f}"
+                )
+            )
+            x += length * scale
+        text = f"{sum(lengths):.3f}"
+        drawn.append(Markup('<text class="strong" x="{:.1f}" y="{}">{}</text>').format(x + 6, middle, text))
+    return Markup("").join([*drawn, Markup("</svg>")])
 
 
 def reliability_chart(measured: Calibration) -> Markup:

@@ -19,6 +19,7 @@ text { fill: #4d545d; } text.title { fill: #1c1e21; font-size: 15px; font-weight
 .paper { fill: #ffffff; } .grid { stroke: #e2e4e7; } .reference { stroke: #5f6670; stroke-dasharray: 5 4; fill: none; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } circle { stroke: none; }
 polyline.strong { stroke: #1c1e21; stroke-width: 3.5; } polyline:is(.s3, .s4, .s5) { stroke-dasharray: 6 2; }
+polyline.pale { stroke: #c3c8ce; } rect.pale { fill: #c3c8ce; }
 .gap { fill: none; stroke: #d55e00; stroke-width: 1.5; stroke-dasharray: 3 2; }
 text.count { font-size: 10px; paint-order: stroke; stroke: #ffffff; stroke-width: 3; }
 """ + " ".join(
@@ -34,12 +35,13 @@ class Series:
     Attributes:
         name: for the legend.
         points: (x, y), by rising x; points that are not finite are left out.
-        strong: drawn thick and in the colour of the text, as a mean over the others is.
+        style: a class of the page: "strong" is thick and in the colour of the text, as a mean over the others is;
+            "reference" thin and dashed, as what the others are held against; None: the next of s0 to s5.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
-    strong: bool = False
+    style: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,11 @@ class Frame:
         keys: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._x, self._y = (x_low, x_high), (y_ticks[0], y_ticks[-1])
-        legend, rows = _legend(keys)
+        names, rows = legend(keys)
         self._top = _TOP + _ROW * rows
         height = _HEIGHT + _ROW * rows
         self._bottom = height - _BOTTOM
-        self._parts = [open_svg(_WIDTH, height, f"{y_label} over {x_label}"), *legend]
+        self._parts = [open_svg(_WIDTH, height, f"{y_label} over {x_label}"), *names]
         for tick in y_ticks:
             _, y = self.place(x_low, tick)
             self._parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(_LEFT, y, _WIDTH - _RIGHT))
@@ -122,6 +124,8 @@ class Frame:
                 _WIDTH - _RIGHT, height - 5, x_label
             )
         )
+        upwards = '<text class="label" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>'
+        self._parts.append(Markup(upwards).format((self._top + self._bottom) / 2, y_label))
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a point of the data lies on the drawing."""
@@ -148,7 +152,7 @@ def line_chart(
     y_max: float | None = None,
     markers: bool = True,
 ) -> Markup:
-    """A chart of up to six lines, coloured by the page's classes s0 to s5, besides strong ones.
+    """A chart of up to six lines, coloured by the page's classes s0 to s5, besides those with a style.
 
     Args:
         series: what to draw; without any finite point the chart says so.
@@ -161,11 +165,12 @@ def line_chart(
     points = [point for _, kept in lines for point in kept]
     if not points:
         return Markup('<p class="quiet">Nothing was measured.</p>')
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    whole = all(float(x).is_integer() for x, _ in points)  # such as epochs and layers, of which there are no halves
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), least=1 if whole else 0)
     y_low = 0.0 if from_zero else min(y for _, y in points)
     y_ticks = ticks(y_low, max(y for _, y in points) if y_max is None else y_max)
     colors = iter(range(_MOST))
-    classes = ["strong" if line.strong else f"s{next(colors)}" for line in series]
+    classes = [line.style or f"s{next(colors)}" for line in series]
     frame = Frame(
         x_ticks=x_ticks,
         y_ticks=y_ticks,
@@ -195,19 +200,19 @@ def open_svg(width: int, height: int, label: str) -> Markup:
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, label)
 
 
-def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """About that many round numbers (1, 2, 5 times a power of ten) that span low to high."""
+def ticks(low: float, high: float, *, about: int = 5, least: float = 0) -> list[float]:
+    """About that many round numbers (1, 2, 5 times a power of ten) that span low to high, `least` or more apart."""
     if high <= low:
         high = low + (abs(low) or 1.0)
-    rough = (high - low) / about
+    rough = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _legend(keys: Sequence[tuple[str, str]]) -> tuple[list[Markup], int]:
-    """The names with their colours, and how many rows they take."""
+def legend(keys: Sequence[tuple[str, str]]) -> tuple[list[Markup], int]:
+    """Names, each with the class of its colour, as a legend above a chart, and how many rows that takes."""
     parts, x, row = [], float(_LEFT), 0
     for name, style in keys:
         wide = 22 + _LETTER * len(name) + 14

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from setdet.data.schema import Record
 from setdet.predict import Predictor
@@ -32,11 +33,13 @@ class Findings:
 
     Attributes:
         measured: figures, table of classes, confusion.
+        values: every figure as plain values, by analysis.
         sections: what else there is to see.
         worst: drawn pictures with the most mistakes: "address" and "caption" of each.
     """
 
     measured: Measured
+    values: dict[str, Any]
     sections: tuple[Section, ...]
     worst: tuple[dict[str, str], ...]
 

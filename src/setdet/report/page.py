@@ -1,6 +1,7 @@
 """Self-contained HTML: everything a page shows is inside the one file, and nothing is asked of any network."""
 
 import base64
+import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,15 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     """Fills `template` and writes it atomically to `path`, which is returned."""
     write_atomically(path, _ENVIRONMENT.get_template(template).render(version=_version(), **content))
     return path
+
+
+def write_values(path: Path, values: dict[str, Any]) -> None:
+    """Writes figures as JSON, which must be finite.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def data_uri(image: NDArray[np.uint8], *, kind: Literal["jpeg", "png"] = "jpeg") -> str:

@@ -13,7 +13,7 @@ from setdet.errors import DataError
 from setdet.predict import Predictor
 from setdet.report.charts import Series, line_chart
 from setdet.report.findings import Look
-from setdet.report.page import write_page
+from setdet.report.page import write_page, write_values
 from setdet.runtime.torch import TorchRuntime
 from setdet.weights.catalog import resolve
 from setdet.weights.files import load_model
@@ -23,6 +23,8 @@ def write_run_report(
     folder: Path, *, records: Sequence[Record], measured_on: str, look: Look, device: str = "auto"
 ) -> Path:
     """Writes `report.html` into a run folder: curves, classes, confusion matrix, worst pictures, and what is wrong.
+
+    If there are records, `report.json` has what was measured on them; curves are those of `metrics.jsonl`.
 
     Args:
         folder: of a run; its best weights are measured.
@@ -47,6 +49,7 @@ def write_run_report(
         predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
         findings = look(predictor, records)
         measured = findings.measured
+        write_values(folder / "report.json", {"measured_on": measured_on, **findings.values})
         content = {
             "figures": measured.figures(),
             "classes": measured.classes(),
