@@ -14,7 +14,6 @@ import cv2
 import jaxtyping
 import numpy as np
 import onnx
-import openvino as ov
 import pytest
 import torch
 from onnx import numpy_helper
@@ -181,7 +180,7 @@ def test_throughput_keeps_the_pictures_in_order(model: RTDETR, tmp_path: Path) -
         assert hint.upper() in str(runtime.engine.compiled.get_property("PERFORMANCE_HINT"))  # type: ignore[attr-defined]
     engine = runtime.engine
     assert isinstance(engine, OpenVINOEngine)
-    engine.queue = ov.AsyncInferQueue(engine.compiled, 3)  # a machine with one core has room for one
+    engine.requests = [engine.compiled.create_infer_request() for _ in range(3)]  # one core has room for one
     assert_finds_the_same(runtime(pictures(7)), TorchRuntime(model=model)(pictures(7)), boxes=1e-4, scores=1e-5)
 
 
@@ -458,6 +457,21 @@ for path in sys.argv[3:]:
     code = main(["predict", path, sys.argv[2], "--threshold", "0", "--json", "--out", path + ".predictions"])
     assert code == 0, code
 """
+
+
+def test_signals_arrive_after_a_detector_was_let_go_in_another_thread(model: RTDETR, tmp_path: Path) -> None:
+    done = write(model, tmp_path / "model", verify=False)
+    code = (
+        "import signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from setdet.runtime.exported import open_exported\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: print('arrived'))\n"
+        "held = [open_exported(Path(sys.argv[1]))]\n"
+        "thread = threading.Thread(target=held.clear); thread.start(); thread.join()\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(file_of(done))], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "arrived\n"), ran.stderr
 
 
 def test_predicting_needs_no_torch(model: RTDETR, tmp_path: Path) -> None:

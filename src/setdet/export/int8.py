@@ -1,6 +1,7 @@
 """Eight bits where they do no harm: which parts of the network are left out is measured, not assumed."""
 
 import contextlib
+import gc
 import io
 import logging
 import math
@@ -126,19 +127,21 @@ def _quantise(model: ov.Model, inputs: Sequence[NDArray[Any]], ignored: list[str
         import nncf
 
         nncf.set_log_level(logging.ERROR)
-        return nncf.quantize(
+        quantised = nncf.quantize(
             model.clone(),
             nncf.Dataset(list(inputs)),
             preset=nncf.QuantizationPreset.MIXED,  # symmetric weights, asymmetric activations: SiLU is lopsided
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(patterns=[f"{pattern}.*" for pattern in ignored], validate=False),
         )
+    gc.collect()  # NNCF's cores end in the thread that they were made in; see `openvino_core`
+    return quantised
 
 
 def _runtime(model: ov.Model, info: ExportInfo) -> ExportedRuntime:
     """What is not quantised, in float32: the harm is that of eight bits alone."""
     config = {"INFERENCE_PRECISION_HINT": "f32"}
-    engine = OpenVINOEngine(core=ov.Core(), model=model.clone(), device="CPU", config=config, whole_batches=False)
+    engine = OpenVINOEngine(model.clone(), device="CPU", config=config, whole_batches=False)
     return ExportedRuntime(engine=engine, info=info)
 
 

@@ -1,5 +1,6 @@
 """The engine that runs OpenVINO files. No torch."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,16 @@ _ARITHMETIC = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
 _CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
 
 
+@functools.cache
+def openvino_core() -> ov.Core:
+    """The process's only `ov.Core`, which stays.
+
+    A core makes signals of the thread that it is made in arrive on a stack of its own, and frees that with itself. If
+    another thread lets go of it, as Python's garbage collection does, the next signal ends the process.
+    """
+    return ov.Core()
+
+
 def open_openvino(
     path: Path,
     *,
@@ -32,7 +43,7 @@ def open_openvino(
         WeightsError: the file is broken.
         UsageError: the device is not there.
     """
-    core = ov.Core()
+    core = openvino_core()
     name = _device(core, device)
     if not path.with_suffix(".bin").is_file():
         raise WeightsError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it. Copy both files.")
@@ -49,37 +60,42 @@ def open_openvino(
     }
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
-    return OpenVINOEngine(core=core, model=model, device=name, config=config, whole_batches=whole_batches), text
+    return OpenVINOEngine(model, device=name, config=config, whole_batches=whole_batches), text
 
 
 class OpenVINOEngine:
     """Runs a batch: as one, or picture by picture in as many requests at a time as the hint allows."""
 
-    def __init__(
-        self, *, core: ov.Core, model: ov.Model, device: str, config: dict[str, Any], whole_batches: bool
-    ) -> None:
+    def __init__(self, model: ov.Model, *, device: str, config: dict[str, Any], whole_batches: bool) -> None:
         if not whole_batches:
             # A graph for one picture knows its shapes and is faster; several pictures run as several requests.
             shape = model.input(0).get_partial_shape()
             model.reshape(ov.PartialShape([1, *list(shape)[1:]]))
-        self.compiled = core.compile_model(model, device, config)
-        self.queue = None if whole_batches else ov.AsyncInferQueue(self.compiled)
+        self.compiled = openvino_core().compile_model(model, device, config)
+        at_once = 1 if whole_batches else self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Requests of our own and not an AsyncInferQueue: no callback from OpenVINO's threads into Python.
+        self.requests = [self.compiled.create_infer_request() for _ in range(at_once)]
+        self.whole_batches = whole_batches
 
     def __call__(self, values: NDArray[Any]) -> list[NDArray[Any]]:
         """The graph's outputs for a batch."""
-        if self.queue is None:
-            found = self.compiled(values, share_inputs=True)
-            return [np.array(found[output]) for output in self.compiled.outputs]
-        results: list[list[NDArray[Any]]] = [[] for _ in values]
-
-        def keep(request: ov.InferRequest, index: int) -> None:
-            results[index] = [np.array(tensor.data) for tensor in request.output_tensors]
-
-        self.queue.set_callback(keep)
-        for index in range(len(values)):
-            self.queue.start_async({0: values[index : index + 1]}, userdata=index, share_inputs=True)
-        self.queue.wait_all()
+        if self.whole_batches:
+            self.requests[0].infer([values])
+            return _outputs(self.requests[0])
+        results = []
+        at_once = len(self.requests)
+        for index in range(len(values) + at_once):
+            request = self.requests[index % at_once]
+            if 0 <= index - at_once < len(values):
+                request.wait()
+                results.append(_outputs(request))
+            if index < len(values):
+                request.start_async([values[index : index + 1]])
         return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+
+def _outputs(request: ov.InferRequest) -> list[NDArray[Any]]:
+    return [np.array(tensor.data) for tensor in request.output_tensors]
 
 
 def _device(core: ov.Core, device: str) -> str:
