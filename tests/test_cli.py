@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy_and_covers_every_verb() -> None:
 
 def test_all_verbs_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    assert names == {"analyze", "demo", "export", "report", "train", "val", "predict", "data", "models"}
+    assert names == {"analyze", "benchmark", "demo", "export", "report", "train", "val", "predict", "data", "models"}
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("setdet ")
 

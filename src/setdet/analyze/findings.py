@@ -19,13 +19,12 @@ from setdet.draw import printable
 from setdet.images import read_image
 from setdet.metrics.curves import RECALLS
 from setdet.report.bars import Bar, bar_chart, reliability_chart
-from setdet.report.charts import Chart, Series, line_chart
+from setdet.report.charts import MOST_LINES, Chart, Series, line_chart
 from setdet.report.findings import Findings, Section
 from setdet.report.measured import shown
 from setdet.report.page import data_uri, write_page
 from setdet.report.sheet import encode
 
-_MOST_LINES = 6  # of classes in one chart
 _WORST = 12
 _SMALLEST_GROUP = 10  # boxes; the AP of fewer is not called the weakest
 
@@ -163,8 +162,8 @@ def _cost(analysis: ErrorAnalysis) -> Section:
 
 def _curves(analysis: ErrorAnalysis) -> Section:
     precision, f1 = analysis.precision_curves(), analysis.f1_curves()
-    weakest = [row["name"] for row in analysis.measured.classes() if row["boxes"]][:_MOST_LINES]
-    some = "" if len(precision["per_class"]) <= _MOST_LINES else f", and of the {_MOST_LINES} weakest classes"
+    weakest = [row["name"] for row in analysis.measured.classes() if row["boxes"]][:MOST_LINES]
+    some = "" if len(precision["per_class"]) <= MOST_LINES else f", and of the {MOST_LINES} weakest classes"
 
     def lines(along: Sequence[float], values: dict[str, Any]) -> list[Series]:
         drawn = [Series(name, list(zip(along, values["per_class"][name], strict=True))) for name in sorted(weakest)]

@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from setdet import __version__
-from setdet.cli import analyze, data, demo, export, models, predict, report, train, val
+from setdet.cli import analyze, benchmark, data, demo, export, models, predict, report, train, val
 from setdet.cli.console import say, show_error
 from setdet.errors import MissingExtraError, SetdetError
 
@@ -50,6 +50,7 @@ app.command(name="report")(report.report)
 app.command(name="export")(export.export)
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")
+app.command(name="benchmark")(benchmark.benchmark)
 app.command(name="models")(models.models)
 
 

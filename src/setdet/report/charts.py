@@ -10,7 +10,7 @@ from markupsafe import Markup
 _WIDTH, _HEIGHT = 520, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 38  # room for the axes' texts
 _LETTER, _ROW = 6.6, 18  # about the width of a letter and the height of a line of the legend, in the chart's units
-_MOST = 6  # colours of lines, the page's classes s0 to s5
+MOST_LINES = 6  # colours of lines, the page's classes s0 to s5
 
 # What the page's style sheet says of charts, for files that stand alone. In black on white, with room around.
 _STYLE = """
@@ -169,7 +169,7 @@ def line_chart(
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), least=1 if whole else 0)
     y_low = 0.0 if from_zero else min(y for _, y in points)
     y_ticks = ticks(y_low, max(y for _, y in points) if y_max is None else y_max)
-    colors = iter(range(_MOST))
+    colors = iter(range(MOST_LINES))
     classes = [line.style or f"s{next(colors)}" for line in series]
     frame = Frame(
         x_ticks=x_ticks,

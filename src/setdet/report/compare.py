@@ -10,12 +10,11 @@ import yaml
 from markupsafe import Markup
 
 from setdet.errors import DataError, UsageError
-from setdet.report.charts import Series, line_chart
+from setdet.report.charts import MOST_LINES, Series, line_chart
 from setdet.report.page import write_page
 from setdet.report.run import read_epochs
 
 FIGURES = {"ap50": "mAP50", "ap": "mAP50-95", "precision": "precision", "recall": "recall"}
-_MOST = 6  # as many as a chart has colours
 _NO_GAIN = 0.005  # of mAP50-95, over all that followed
 
 
@@ -114,8 +113,8 @@ def write_comparison(path: Path, runs: Sequence[Run]) -> Path:
         UsageError: there are no runs, or more than a chart has colours.
         OutputError: the file cannot be written.
     """
-    if not 1 <= len(runs) <= _MOST:
-        raise UsageError(f"{len(runs)} runs: a comparison shows 1 to {_MOST}. Leave some out.")
+    if not 1 <= len(runs) <= MOST_LINES:
+        raise UsageError(f"{len(runs)} runs: a comparison shows 1 to {MOST_LINES}. Leave some out.")
     measured_on = sorted({run.measured_on for run in runs if run.measured_on})
     return write_page(
         path,

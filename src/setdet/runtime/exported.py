@@ -76,15 +76,18 @@ class ExportedRuntime:
                 )
             if min(height, width) < info.least_side:
                 raise UsageError(f"The file runs from {info.least_side} pixels a side on; found {height} and {width}.")
-        if info.input == "tensor":
-            outputs = self.engine(np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
-        else:
-            outputs = self.engine(np.ascontiguousarray(images))
+        outputs = self.engine(self.to_input(images))
         if info.output == "predictions":
             return best_candidates(outputs[0], outputs[1], top_k=info.checkpoint.model.decoder.queries)
         boxes, scores, labels = outputs
         shares = boxes.astype(np.float32) / np.array([width, height, width, height], np.float32)
         return shares.clip(0, 1), scores.astype(np.float32), labels.astype(np.int64)
+
+    def to_input(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """(n, height, width, 3) uint8 RGB as the graph takes them."""
+        if self.info.input == "pictures":
+            return np.ascontiguousarray(images)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
 def exported_format(path: Path) -> Format | None:

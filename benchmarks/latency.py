@@ -1,0 +1,204 @@
+"""How fast the models run on two cores, beside `transformers`' in the same rounds: writes benchmarks/latency.md.
+
+    python benchmarks/latency.py --threads 2 --rounds 25 --data NEU-DET
+
+Weights are random but for the table of layers and queries, where `rtdetr-n/neu-det` is measured. Random weights are
+quantised whole: which parts int8 would harm depends on training (docs/export.md has that of trained ones).
+"""
+
+import argparse
+import contextlib
+import datetime
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+import setdet
+from setdet.benchmark.measure import Candidate, Comparison, compare
+from setdet.benchmark.peers import transformers_peers
+from setdet.benchmark.timing import machine, model_alone, pictures_per_second, take_turns
+from setdet.benchmark.ways import Way, ways, write
+from setdet.data.surfaces import generate, make
+from setdet.export import int8
+from setdet.images import Preprocessing
+from setdet.models.rtdetr import RTDETR, build_model
+from setdet.weights.catalog import resolve
+from setdet.weights.classes import default_class_names
+from setdet.weights.files import CheckpointInfo, load_model, save_checkpoint
+
+RUNTIMES = ("openvino:bf16", "openvino:int8", "onnx:fp32", "torch:bf16")
+
+
+def main() -> None:
+    """Measures what --only asks for, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--data", type=Path, required=True, help="NEU-DET")
+    parser.add_argument("--files", type=Path, help="a folder that keeps the exported files for another time")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    parts = [_head(args)]
+    with tempfile.TemporaryDirectory() as scratch, _quantised_whole():
+        bench = Bench(args.files or Path(scratch), args.threads, args.rounds)
+        parts += [bench.networks(), bench.files(), bench.knobs(args.data)]
+    args.out.write_text("\n".join(parts), encoding="utf-8")
+
+
+class Bench:
+    """One measurement a method, each a part of the page."""
+
+    def __init__(self, scratch: Path, threads: int, rounds: int) -> None:
+        self.scratch, self.threads, self.rounds = scratch, threads, rounds
+        self.steel = scratch / "steel"
+        if not self.steel.is_dir():
+            make(self.steel, count=40, seed=5)
+        self.small = _jpeg(scratch / "small", width=640, height=480)
+        self.large = _jpeg(scratch / "large", width=1920, height=1080)
+
+    def networks(self) -> str:
+        """The models alone, in every engine, beside `transformers`'."""
+        lines = ["| | ms | 95 % | beside `transformers` through OpenVINO, bfloat16 |", "| --- | --- | --- | --- |"]
+        for name in ("rtdetr-r18", "rtdetr-r50", "rtdetr-hgnetv2-l"):
+            info, model = _random(name, 640)
+            runners: dict[str, Callable[[], object]] = {}
+            for precision in ("bf16", "fp32"):  # the first is what the others are compared with
+                peers = transformers_peers(info, model, precision=precision, threads=self.threads)
+                runners |= {f"{name}, {key}": run for key, run in peers.items() if "OpenVINO" in key}
+            for one in self._candidates(name, info, model, RUNTIMES):
+                runners[one.name] = model_alone(one.open("latency"))
+            lines += [
+                f"| `{one.name}` | {one.median_ms:.1f} | {one.p95_ms:.1f} | {one.ratio:.2f}× |"
+                for one in take_turns(runners, rounds=self.rounds)
+            ]
+        return "\n".join(["## The network alone, 640 × 640\n", *lines, ""])
+
+    def files(self) -> str:
+        """From files to boxes."""
+        lines = [
+            "| | picture | network alone | decode | prepare | the rest beside the network | streamed, of the alone |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, side, runtime, pictures, size in (
+            ("rtdetr-n", 320, "openvino:bf16", self.small, "640 × 480"),
+            ("rtdetr-n", 320, "openvino:int8", self.small, "640 × 480"),
+            ("rtdetr-r18", 640, "openvino:bf16", self.large, "1920 × 1080"),
+            ("rtdetr-r18", 640, "openvino:int8", self.large, "1920 × 1080"),
+        ):
+            info, model = _random(name, side)
+            (candidate,) = self._candidates(name, info, model, [runtime])
+            one = self._compare([candidate], pictures, {}).measured[candidate.name]
+            around = one.stages.whole - one.stages.decode - one.alone.median_ms
+            alone = 1000 / one.alone.median_ms
+            streamed = pictures_per_second(candidate.open("throughput"), pictures, count=400 if side == 320 else 100)
+            lines.append(
+                f"| `{candidate.name}`, {side} | {size} | {one.alone.median_ms:.1f} ms, {alone:.1f}/s | "
+                f"{one.stages.decode:.1f} ms | {one.stages.prepare:.1f} ms | {around / one.alone.median_ms:.1%} | "
+                f"{streamed:.1f}/s, {streamed / alone:.0%} |"
+            )
+        return "\n".join(["## From JPEG files to boxes\n", *lines, ""])
+
+    def knobs(self, data: Path) -> str:
+        """Decoder layers and queries of trained weights."""
+        info, model = load_model(resolve("rtdetr-n/neu-det"))
+        chosen = ways(["openvino:bf16"], decoder_layers=[1, 2, 3], queries=[50, 100, 300])
+        candidates = list(self._of(chosen, "rtdetr-n/neu-det", info, model))
+        compared = self._compare(candidates, self.small, {}, accuracy=partial(_ap, data=data))
+        lines = ["| layers | 50 queries | 100 queries | 300 queries |", "| --- | --- | --- | --- |"]
+        for layers in (1, 2, 3):
+            cells = [
+                f"{one.ap:.4f}, {one.alone.median_ms:.1f} ms"
+                for one, way in zip(compared.measured.values(), chosen, strict=True)
+                if way.decoder_layers == layers
+            ]
+            lines.append(f"| {layers} | " + " | ".join(cells) + " |")
+        size = " × ".join(map(str, info.preprocessing.image_size))
+        return "\n".join([f"## Layers and queries: AP on NEU-DET, `rtdetr-n/neu-det`, bfloat16, {size}\n", *lines, ""])
+
+    def _candidates(self, name: str, info: CheckpointInfo, model: RTDETR, runtimes: Any) -> Iterator[Candidate]:
+        yield from self._of(ways(runtimes, decoder_layers=[None], queries=[None]), name, info, model)
+
+    def _of(self, chosen: list[Way], name: str, info: CheckpointInfo, model: RTDETR) -> Iterator[Candidate]:
+        for way in chosen:
+            folder = self.scratch / f"{name} {way} {info.preprocessing.image_size}".replace("/", " ").replace(":", " ")
+            options: dict[str, Any] = {"threads": self.threads}
+            path = folder / {"torch": "model.safetensors", "onnx": "model.onnx", "openvino": "model"}[way.engine]
+            if way.engine == "torch":
+                options["precision"] = way.precision
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                if way.engine == "torch":
+                    save_checkpoint(path, state=model.state_dict(), info=info)
+                else:
+                    write(way, info, model, folder, calibration=self.steel, say=print)
+            yield Candidate(name=f"{name}, {way}", line=way.line, open=partial(_open, path, options))
+
+    def _compare(
+        self, candidates: list[Candidate], pictures: list[Path], peers: dict[str, Any], accuracy: Any = None
+    ) -> Comparison:
+        return compare(candidates, pictures, rounds=self.rounds, peers=peers, accuracy=accuracy, settings={}, say=print)
+
+
+def _open(path: Path, options: dict[str, Any], hint: Any) -> Any:
+    extra = {"hint": hint} if path.is_dir() else {}
+    return setdet.load(path, **options, **extra).predictor
+
+
+def _ap(predictor: Any, data: Path) -> float | None:
+    from setdet.api import read_with_split
+    from setdet.evaluate import evaluate
+
+    dataset = read_with_split(data, "val")
+    return evaluate(predictor, dataset.splits["val"], class_names=dataset.class_names).ap
+
+
+def _random(name: str, side: int) -> tuple[CheckpointInfo, RTDETR]:
+    torch.manual_seed(0)
+    model = build_model(name).eval()
+    return CheckpointInfo(
+        model=model.config,
+        class_names=default_class_names(model.config.num_classes),
+        preprocessing=Preprocessing(image_size=(side, side)),
+        history={},
+    ), model
+
+
+def _jpeg(folder: Path, *, width: int, height: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for index in range(8):
+        picture = generate(index, seed=0, size=width).image[:height]
+        cv2.imwrite(str(folder / f"{index}.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return sorted(folder.iterdir())
+
+
+@contextlib.contextmanager
+def _quantised_whole() -> Iterator[None]:
+    allowed, int8._ALLOWED = int8._ALLOWED, math.inf
+    try:
+        yield
+    finally:
+        int8._ALLOWED = allowed
+
+
+def _head(args: argparse.Namespace) -> str:
+    here = machine()
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    return f"""# Latency
+
+    python benchmarks/latency.py --threads {args.threads} --rounds {args.rounds} --data NEU-DET
+
+{datetime.date.today():%B %Y}; {here["processor"]}, {here["cores"]} cores, threads: {args.threads}; medians of
+{args.rounds} rounds in which all rows of a table's model take turns, batch 1; ratios are medians of the ratios within a
+round. {versions}.
+"""
+
+
+if __name__ == "__main__":
+    main()
