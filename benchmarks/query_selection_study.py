@@ -3,14 +3,29 @@
     python benchmarks/query_selection_study.py --data $SETDET_NEU_DET --out runs/queries --list
     python benchmarks/query_selection_study.py --data $SETDET_NEU_DET --out runs/queries
 
-`rtdetr-n` from scratch, on four fifths of NEU-DET's training split and measured on the rest; the runs of a seed start
-from the same weights and see the same pictures in the same order, so that they can be compared in pairs.
+`rtdetr-n` from scratch, on four fifths of NEU-DET's training split. The runs of a seed start from the same weights and
+see the same pictures in the same order, so that they can be compared in pairs. When all that was asked for is done,
+each run's weights are looked into on the validation split, and the tables and pictures of the page are written anew.
 """
 
-from collections.abc import Iterator
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from scipy.stats import t as students_t
 from study_runs import Run, arguments, go_through
 
+import setdet
+from setdet.analyze.queries import QueryAnalysis, analyze_queries
+from setdet.analyze.query_findings import sections
+from setdet.api import read_with_split
+from setdet.report.run import read_epochs
+
+PAGE = Path(__file__).parent.parent / "docs/studies/query-selection.md"
+BEGIN, END = "<!-- written by benchmarks/query_selection_study.py -->", "<!-- end -->"
 SEEDS = (0, 1, 2)
 SAME = ("queries=100", "denoising_queries=50", "learning_rate=6e-4", "evaluate_every=4", "checkpoint_every_steps=144")
 # Each is one change to what stands first.
@@ -20,6 +35,18 @@ VARIANTS = {
     "matchability": ("loss.classification=matchability",),
     "groups": ("loss.classification=varifocal", "architecture=[decoder.training_groups=3]"),
     "copies": ("loss.classification=varifocal", "loss.selection_copies=4"),
+}
+# What is compared: its name on the page, and how it is read.
+FIGURES = {
+    "mAP50-95": "ap",
+    "mAP50": "ap50",
+    "Prop_cls": "prop_cls",
+    "Prop_both": "prop_both",
+    "rank correlation": "spearman",
+    "calibration error": "calibration_error",
+    "recall at 10": "recall_10",
+    "recall at 100": "recall_100",
+    "instability": "instability",
 }
 
 
@@ -32,7 +59,85 @@ def runs() -> Iterator[Run]:
 
 
 def main() -> None:
-    go_through(list(runs()), arguments(__doc__))
+    args = arguments(__doc__)
+    done = go_through(list(runs()), args)
+    if args.list or not done:
+        return
+    analyses: dict[str, QueryAnalysis] = {}
+    measured = {run.name: look_into(run, args.out, args.data, analyses) for run in done}
+    (args.out / "results.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    first = {name: analyses[f"{name}-0"] for name in VARIANTS if f"{name}-0" in analyses}
+    for section in sections(first):
+        for chart in section.charts:
+            PAGE.with_name(f"query-selection-{chart.name}.svg").write_text(chart.file(), encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(measured)}\n{END}{after}", encoding="utf-8")
+
+
+def look_into(run: Run, out: Path, data: Path, analyses: dict[str, QueryAnalysis]) -> dict[str, Any]:
+    """All figures of one run, on the validation split."""
+    detector = setdet.load(out / run.name, device="cpu")
+    dataset = read_with_split(data, "val")
+    analysis = analyze_queries(detector.predictor, dataset.splits["val"], class_names=dataset.class_names)
+    analyses[run.name] = analysis
+    values = analysis.to_dict()
+    evaluation = detector.evaluate(data)
+    epochs = read_epochs(out / run.name / "metrics.jsonl")
+    followed = [one["matching_instability"] for one in epochs if one.get("matching_instability") is not None]
+    return {
+        "variant": run.stage,
+        "seed": run.settings["seed"],
+        "ap": evaluation.ap,
+        "ap50": evaluation.ap50,
+        **{key: values[key] for key in ("prop_cls", "prop_both", "spearman", "calibration_error")},
+        "recall_10": analysis.recall_at(10)["recall"],
+        "recall_100": analysis.recall_at(100)["recall"],
+        "instability": statistics.mean(followed),
+    }
+
+
+def tables(measured: dict[str, dict[str, Any]]) -> str:
+    """Means over the seeds, and differences in pairs to what stands first."""
+    by_variant = {name: [one for one in measured.values() if one["variant"] == name] for name in VARIANTS}
+    head = f"| | seeds | {' | '.join(FIGURES)} |\n|---|{'---|' * (len(FIGURES) + 1)}"
+    means, pairs = [head], [head]
+    reference = {one["seed"]: one for one in by_variant[next(iter(VARIANTS))]}
+    for name, found in by_variant.items():
+        if not found:
+            continue
+        cells = [spread([one[key] for one in found]) for key in FIGURES.values()]
+        means.append(f"| `{name}` | {len(found)} | {' | '.join(cells)} |")
+        both = [(one, reference[one["seed"]]) for one in found if one["seed"] in reference]
+        if both and found[0] is not next(iter(reference.values()), None):
+            cells = [interval([one[key] - other[key] for one, other in both]) for key in FIGURES.values()]
+            pairs.append(f"| `{name}` | {len(both)} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "Means over the seeds, ± their standard deviation:\n",
+            *means,
+            f"\nDifferences to `{next(iter(VARIANTS))}` of the same seed, with 95 % intervals (Student's t, pairs):\n",
+            *pairs,
+            "",
+        ]
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean, and the half width of its 95 % interval; bold where that leaves out zero."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.3f}"
+    half = float(students_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / np.sqrt(len(values))
+    text = f"{mean:+.3f} ± {half:.3f}"
+    return f"**{text}**" if abs(mean) > half else text
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def pictures(count: int, height: int = SIZE[0], width: int = SIZE[1]) -> np.ndar
 
 
 def write(model: RTDETR, out: Path, *, verify: bool = True, calibration: Path | None = None, **config: Any) -> Exported:
-    config.setdefault("format", "onnx" if out.suffix == ".onnx" else "openvino")
+    config.setdefault("format", out.suffix.removeprefix(".") or "openvino")
     evidence = Evidence() if verify else None
     info = INFO.model_copy(update={"model": model.config})
     return export(info, model, ExportConfig(**config), out=out, evidence=evidence, calibration=calibration)
@@ -457,6 +457,18 @@ for path in sys.argv[3:]:
     code = main(["predict", path, sys.argv[2], "--threshold", "0", "--json", "--out", path + ".predictions"])
     assert code == 0, code
 """
+
+
+def test_compiled_ahead_of_time(model: RTDETR, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = write(model, tmp_path / "model.pt2", detections=True)
+    assert done.verdict is not None
+    assert [run.name for run, _ in done.verdict.runs] == ["one picture at a time", "batches of 5"]
+    assert setdet.load(done.path).info.class_names == INFO.class_names
+    assert main(["export", str(tmp_path / "x"), "--format", "pt2", "--precision", "int8", "--out", "x.pt2"]) == 2
+    assert "in fp32 or bf16" in capsys.readouterr().err
+    done.path.write_bytes(done.path.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match="cut short"):
+        setdet.load(done.path)
 
 
 def test_signals_arrive_after_a_detector_was_let_go_in_another_thread(model: RTDETR, tmp_path: Path) -> None:

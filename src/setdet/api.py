@@ -44,7 +44,8 @@ def load(
         source: a run folder, a `.safetensors` file of ours, a `.pth` file of the RT-DETR authors' code, a folder of
             `transformers`, "hf:owner/name[@revision]" on the Hugging Face Hub, or a name in the catalog such as
             "rtdetr-n/surfaces" or "rtdetr-r50/coco", the last two of which are downloaded on first use; or an exported
-            detector, an `.onnx` file or OpenVINO's folder, which runs without PyTorch.
+            detector: an `.onnx` file or OpenVINO's folder, which run without PyTorch, or a `.pt2` file, which is code
+            that is run.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1"; what the engine of an exported file has.
         precision: arithmetic of the network; None: float32, or what an exported file was made for.
         decoder_layers: run only the first ones and take what the last of them says: faster, at some accuracy.

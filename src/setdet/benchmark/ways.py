@@ -11,9 +11,10 @@ from setdet.errors import UsageError
 from setdet.models.rtdetr import RTDETR
 from setdet.weights.info import CheckpointInfo
 
-Engine = Literal["torch", "onnx", "openvino"]
+Engine = Literal["torch", "pt2", "onnx", "openvino"]
 _PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16"),
+    "pt2": ("fp32", "bf16"),
     "onnx": ("fp32", "fp16"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
 }
@@ -92,7 +93,7 @@ def write(
     from setdet.export.config import ExportConfig
     from setdet.export.run import export
 
-    out = folder / ("model.onnx" if way.engine == "onnx" else "model")
+    out = folder / ("model" if way.engine == "openvino" else f"model.{way.engine}")
     settings: dict[str, Any] = {
         "format": way.engine,
         "precision": way.precision,

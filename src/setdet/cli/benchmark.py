@@ -29,7 +29,7 @@ def benchmark(
     runtimes: Annotated[
         str | None,
         typer.Option(
-            help="How to run weights: torch, onnx, openvino, each with :PRECISION behind it, and commas between "
+            help="How to run weights: torch, pt2, onnx, openvino, each with :PRECISION behind it, and commas between "
             "them. They are exported for it; int8 is calibrated on --data.  [default: torch, or the exported file's]"
         ),
     ] = None,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from setdet.export.run import Exported
 
 _CHECKPOINTS = ("authors", "transformers")
-_RUNTIMES = ("onnx", "openvino")
+_RUNTIMES = ("onnx", "openvino", "pt2")
 
 
 def export(
@@ -21,11 +21,12 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx: a file for ONNX Runtime or TensorRT; openvino: a folder; authors: a .pth file for the RT-DETR "
+            help="onnx: a file for ONNX Runtime or TensorRT; openvino: a folder; pt2: machine code by PyTorch "
+            "for CPUs like this one; authors: a .pth file for the RT-DETR "
             "authors' code; transformers: a folder for from_pretrained.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="New file (onnx, authors) or new folder (openvino, transformers).")],
+    out: Annotated[Path, typer.Option(help="New file (onnx, pt2, authors) or new folder (openvino, transformers).")],
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16 or int8.  [default: fp32]")] = None,
     target: Annotated[str | None, typer.Option(help="generic, or tensorrt for its parser.  [default: generic]")] = None,
     sampling: Annotated[

@@ -18,7 +18,7 @@ OPSETS = {"generic": 20, "tensorrt": 18}
 class ExportConfig(Config):
     """How a detector is exported."""
 
-    format: Literal["onnx", "openvino"]
+    format: Literal["onnx", "openvino", "pt2"]
     target: Literal["generic", "tensorrt"] = Field(
         default="generic", description="tensorrt: an ONNX file made for TensorRT's parser"
     )
@@ -54,6 +54,11 @@ class ExportConfig(Config):
             raise UsageError(
                 f"--precision {self.precision} is for --format openvino: ONNX Runtime's CPU kernels have no bfloat16, "
                 "and the calibration here is OpenVINO's. ONNX files are written in fp32 and fp16."
+            )
+        if self.format == "pt2" and (self.precision not in ("fp32", "bf16") or self.pictures or self.dynamic_size):
+            raise UsageError(
+                "--format pt2 is machine code for one size, in fp32 or bf16: leave out --inside resize and any-size, "
+                "or use --format openvino."
             )
         if self.precision == "int8" and not calibrated:
             raise UsageError("--precision int8 needs --calibrate DATA: pictures like those it will see.")

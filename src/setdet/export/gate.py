@@ -39,6 +39,7 @@ _AT_MOST = 32  # of the pictures given: box and score differences are the same o
 _BATCH = 5  # neither the two pictures that the exporter has seen nor one
 _SEED = 20_000  # of generated pictures
 _WHOLE_PICTURES = "pictures as they are"
+_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino", "nncf"), "pt2": ("torch",)}
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def refusal(judged: Verdict, config: ExportConfig) -> ExportError:
 
 def write_report(path: Path, judged: Verdict, info: ExportInfo, material: Material) -> None:
     """The gate's report as JSON."""
-    packages = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino", "nncf")}[info.format]
+    packages = _PACKAGES[info.format]
     versions = {
         name: importlib.metadata.version(name) for name in packages if info.precision == "int8" or name != "nncf"
     }

@@ -22,7 +22,7 @@ from setdet.runtime.exported import OPENVINO_FILE, ExportInfo
 from setdet.weights.info import CheckpointInfo
 
 if TYPE_CHECKING:
-    import onnx
+    from setdet.export.graph import DetectionGraph
 
 _REPORT = "parity.json"
 
@@ -78,7 +78,6 @@ def export(
     _check_out(out, config)
     _need_packages(config)
     from setdet.export.graph import DetectionGraph
-    from setdet.export.onnx import to_onnx
 
     sampling = config.sampling_for(checkpoint.model)
     graph = DetectionGraph(
@@ -93,11 +92,10 @@ def export(
     info = _describe(checkpoint.model_copy(update={"model": graph.config}), config, sampling)
     material = None if evidence is None else gather(evidence)
     say(f"writing the graph of {graph.config.name}: {config.format}, {config.precision}, {sampling} sampling")
-    onnx_model = to_onnx(graph, info=info, opset=OPSETS[config.target])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        file, info = _write(onnx_model, info, config, partial, calibration=calibration, say=say)
+        file, info = _write(graph, info, config, partial, calibration=calibration, say=say)
         verdict = None
         if material is not None and evidence is not None:
             say(f"comparing it with the model, on {len(material.pictures)} pictures ({material.origin})")
@@ -115,14 +113,17 @@ def _check_out(out: Path, config: ExportConfig) -> None:
     if config.format == "openvino":
         unused(out)
         return
-    if out.suffix != ".onnx":
-        raise OutputError(f"{out}: an ONNX file ends in .onnx; choose such a name with --out.")
+    if out.suffix != f".{config.format}":
+        kind = "an ONNX" if config.format == "onnx" else "a compiled"
+        raise OutputError(f"{out}: {kind} file ends in .{config.format}; choose such a name with --out.")
     for path in (out, _report_beside(out)):
         if path.exists():
             raise OutputError(f"{path}: is there already. Choose another with --out, or remove it first.")
 
 
 def _need_packages(config: ExportConfig) -> None:
+    if config.format == "pt2":
+        return
     needed = ["onnx", "onnxscript", "onnxruntime" if config.format == "onnx" else "openvino"]
     extras = dict.fromkeys(needed, config.format) | ({"nncf": "int8"} if config.precision == "int8" else {})
     for module, extra in extras.items():
@@ -149,7 +150,7 @@ def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampli
 
 
 def _write(
-    model: "onnx.ModelProto",
+    graph: "DetectionGraph",
     info: ExportInfo,
     config: ExportConfig,
     folder: Path,
@@ -158,10 +159,17 @@ def _write(
     say: Callable[[str], None],
 ) -> tuple[Path, ExportInfo]:
     """Writes the format's files into `folder`; the one that is opened is returned, and what it says of itself."""
+    if config.format == "pt2":
+        from setdet.export.compiled import compile_ahead
+
+        say("compiling it for this machine: a minute or more")
+        compile_ahead(graph, folder / "model.pt2", info=info)
+        return folder / "model.pt2", info
+    from setdet.export.onnx import describe, to_half, to_onnx
+
+    model = to_onnx(graph, info=info, opset=OPSETS[config.target])
     if config.format == "onnx":
         import onnx
-
-        from setdet.export.onnx import describe, to_half
 
         model = to_half(model) if config.precision == "fp16" else model
         describe(model, info)
@@ -187,7 +195,7 @@ def _write(
 def _put_in_place(partial: Path, file: Path, out: Path, config: ExportConfig) -> Path | None:
     """Moves what is finished to where it belongs; returns the report's place."""
     has_report = (partial / _REPORT).is_file()
-    if config.format == "onnx":
+    if config.format != "openvino":
         if has_report:
             os.replace(partial / _REPORT, _report_beside(out))
         os.replace(file, out)
@@ -209,6 +217,8 @@ def _notes(out: Path, info: ExportInfo, config: ExportConfig, verdict: Verdict |
         notes.append("not compared with the model (--no-verify)")
     elif not any(run.confident for run, _ in verdict.runs):
         notes.append("the model is sure of nothing on these pictures: compare on pictures of yours, with --pictures")
+    if config.format == "pt2":
+        notes.append("machine code for CPUs like this one and this PyTorch: compile it where it is to run")
     if config.target == "tensorrt":
         notes.append(f"not run here, for TensorRT 10: {trtexec(out, info)}")
     return tuple(notes)

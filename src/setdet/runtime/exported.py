@@ -1,7 +1,8 @@
 """Exported detectors: what their files say of themselves, and opening them with the engine that they are for. No torch.
 
-An exported detector is an `.onnx` file, or a folder with `model.xml` and `model.bin` of OpenVINO. Either carries an
-`ExportInfo` as JSON: in ONNX under the key "setdet" of the metadata properties, in OpenVINO under rt_info/setdet.
+An exported detector is an `.onnx` file, a folder with `model.xml` and `model.bin` of OpenVINO, or a `.pt2` file that
+PyTorch has compiled. Each carries an `ExportInfo` as JSON: in ONNX under the key "setdet" of the metadata properties,
+in OpenVINO under rt_info/setdet, in a `.pt2` file under "setdet" of the compiled model's metadata.
 """
 
 import importlib.util
@@ -18,12 +19,19 @@ from setdet.errors import ConfigError, MissingExtraError, UsageError, WeightsErr
 from setdet.runtime.base import Candidates, best_candidates, check_batch
 from setdet.weights.info import METADATA_KEY, CheckpointInfo
 
-Format = Literal["onnx", "openvino"]
+Format = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 OPENVINO_FILE = "model.xml"
 INPUTS = {"tensor": "images", "pictures": "pictures"}
 OUTPUTS = {"predictions": ("logits", "boxes_cxcywh"), "detections": ("boxes_xyxy_px", "scores", "labels")}
+
+# What runs each format: what it is called, its module, and the extra that brings it.
+_ENGINES: dict[Format, tuple[str, str, str]] = {
+    "onnx": ("ONNX Runtime", "onnxruntime", "onnx"),
+    "openvino": ("OpenVINO", "openvino", "openvino"),
+    "pt2": ("PyTorch", "torch", "train"),
+}
 
 # Takes the graph's input and gives its outputs.
 Engine = Callable[[NDArray[Any]], list[NDArray[Any]]]
@@ -92,9 +100,8 @@ class ExportedRuntime:
 
 def exported_format(path: Path) -> Format | None:
     """Which engine a path is for; None where it is no exported detector."""
-    if path.suffix == ".onnx":
-        return "onnx"
-    return "openvino" if path.suffix == ".xml" else None
+    formats: dict[str, Format] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
+    return formats.get(path.suffix)
 
 
 def open_exported(
@@ -109,7 +116,8 @@ def open_exported(
     """Opens an exported file.
 
     Args:
-        path: an `.onnx` file, or the `.xml` of OpenVINO with its `.bin` beside it.
+        path: an `.onnx` or `.pt2` file, or the `.xml` of OpenVINO with its `.bin` beside it. A `.pt2` file holds
+            machine code, which is run: open only what you trust.
         device: "auto", "cpu", or what the engine calls its devices ("cuda" for ONNX Runtime, "gpu" for OpenVINO).
         precision: arithmetic, in place of the file's own; OpenVINO alone.
         threads: CPU threads of one prediction; None: as the engine likes.
@@ -125,20 +133,24 @@ def open_exported(
     """
     chosen = exported_format(path)
     if chosen is None:
-        raise WeightsError(f"{path}: is no exported detector; expected .onnx, or OpenVINO's .xml.")
+        raise WeightsError(f"{path}: is no exported detector; expected .onnx, .pt2, or OpenVINO's .xml.")
     _need_engine(chosen, path)
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads}: expected 1 or more.")
+    if chosen != "openvino" and (precision is not None or hint != "latency"):
+        what = "precision" if precision is not None else "hint"
+        raise UsageError(
+            f"{what}: {_ENGINES[chosen][0]} computes as the file says, one batch at a time. Leave it out, or export "
+            "for OpenVINO."
+        )
     if chosen == "onnx":
         from setdet.runtime.onnxruntime import open_onnx
 
-        if precision is not None or hint != "latency":
-            what = "precision" if precision is not None else "hint"
-            raise UsageError(
-                f"{what}: ONNX Runtime computes as the file says, one batch at a time. Leave it out, or export for "
-                "OpenVINO."
-            )
         engine, text = open_onnx(path, device=device, threads=threads)
+    elif chosen == "pt2":
+        from setdet.runtime.compiled import open_compiled
+
+        engine, text = open_compiled(path, device=device, threads=threads)
     else:
         from setdet.runtime.openvino import open_openvino
 
@@ -161,6 +173,6 @@ def _parse(text: str | None, path: Path) -> ExportInfo:
 
 
 def _need_engine(chosen: Format, path: Path) -> None:
-    module = {"onnx": "onnxruntime", "openvino": "openvino"}[chosen]
+    _, module, extra = _ENGINES[chosen]
     if importlib.util.find_spec(module) is None:
-        raise MissingExtraError(module=module, extra=chosen, purpose=f"Running {path}")
+        raise MissingExtraError(module=module, extra=extra, purpose=f"Running {path}")

@@ -175,7 +175,7 @@ def _format(path: Path) -> Literal["setdet", "transformers", "authors"]:
         return "transformers"
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file.")
-    if path.suffix in (".onnx", ".xml"):
+    if path.suffix in (".onnx", ".xml", ".pt2"):
         raise WeightsError(
             f"{path}: is an exported detector, whose weights are folded: it can be run, but neither trained nor "
             "exported again. Name the checkpoint that it was made of."
