@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -327,3 +329,58 @@ def test_what_cannot_be_analysed(weights: Path, data: Path, tmp_path: Path, caps
     assert "learned queries" in capsys.readouterr().err
     assert main(["analyze", "layers", str(learned), str(data), "--out", str(tmp_path / "c"), "--rounds", "0"]) == 0
     assert "selection" not in capsys.readouterr().out and not (tmp_path / "b").exists()
+
+
+MANY = """
+import resource, sys
+import numpy as np
+import torch
+from cases import NAMES, record
+from setdet.analyze.layers import LayerStudy
+from setdet.analyze.queries import QueryStudy, Selected
+from setdet.analyze.watch import Pass
+from setdet.images import Placement
+from setdet.models.outputs import RTDETROutput
+pictures, queries = int(sys.argv[1]), 300
+torch.manual_seed(0)
+torch.set_num_threads(1)
+rng = np.random.default_rng(0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+study, layers = QueryStudy(), LayerStudy(class_names=NAMES)
+placement = Placement((200, 200), (160, 160), top=0, left=0, height=160, width=160)
+for _ in range(pictures):
+    boxes = torch.rand(5, 1, queries, 4) * 0.4 + 0.1
+    logits = torch.randn(5, 1, queries, 3)
+    corners = boxes[0, 0].numpy()
+    corners = 200 * np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], axis=1)
+    truth = record(corners[:5], rng.integers(0, 3, 5))
+    scores = np.sort(rng.random(queries).astype(np.float32))[::-1]
+    labels, positions = rng.integers(0, 3, queries), corners[:, :2]
+    study.add(truth, Selected(corners, scores, labels, rng.integers(0, 3, queries), positions))
+    output = RTDETROutput(logits[1:4], boxes[1:4], logits[4], boxes[4])
+    inside = Pass(output=output, reference_cxcywh=boxes[:1, 0], tokens=None, shapes=[])
+    layers.add(truth, inside, placement)
+study.result().to_dict()
+layers.result(default_layers=3).to_dict()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def grown(pictures: int) -> float:
+    """MiB that analysing so many pictures of 300 queries takes."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, str(pictures)],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    return float(done.stdout) / 1024
+
+
+def test_memory_is_bounded() -> None:
+    # 10,000 pictures, from the growth between 100 and 400: what is held grows with the number of pictures, no faster.
+    few, more = grown(100), grown(400)
+    assert few + (more - few) / 300 * 9_900 < 2048
+
+
+@pytest.mark.slow
+def test_ten_thousand_pictures_in_two_gigabytes() -> None:
+    assert grown(10_000) < 2048

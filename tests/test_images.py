@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from setdet.errors import ConfigError, ImageError
-from setdet.images import Preprocessing, image_size, place, preprocess, read_image, resize, to_rgb_uint8
+from setdet.images import Preprocessing, image_size, place, preprocess, read_image, read_reduced, resize, to_rgb_uint8
 
 
 def random_image(height: int = 9, width: int = 14, channels: int = 3) -> np.ndarray:
@@ -59,6 +59,30 @@ def test_exif_orientation_is_applied_as_pillow_does(tmp_path: Path, orientation:
     assert image.shape == expected.shape
     assert np.abs(image.astype(int) - expected).max() <= 6
     assert image_size(path) == image.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_smaller_as_long_as_it_covers_what_is_asked_for(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = cv2.resize(random_image(6, 8), (800, 600), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=98, subsampling=0, exif=exif)
+    whole = read_image(tmp_path / "a.jpg")
+    for asked, factor in ((600, 1), (301, 1), (300, 2), (151, 2), (150, 4), (75, 8), (10, 8)):
+        pixels, size = read_reduced(tmp_path / "a.jpg", asked, asked)
+        assert size == whole.shape[:2]
+        assert pixels.shape[:2] == (size[0] // factor, size[1] // factor)
+        expected = resize(whole, *pixels.shape[:2])
+        assert np.abs(pixels.astype(int) - expected).mean() < 3
+    Image.fromarray(smooth).save(tmp_path / "a.png")
+    Image.fromarray(smooth[:-1, :-4]).save(tmp_path / "odd.jpg")
+    assert [read_reduced(tmp_path / name, 10, 10)[0].shape[:2] for name in ("a.png", "odd.jpg")] == [
+        (600, 800),
+        (599, 796),
+    ]
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:5000])
+    with pytest.raises(ImageError, match="cut short"):
+        read_reduced(tmp_path / "b.jpg", 10, 10)
 
 
 def test_size_of_files_without_a_short_way_is_decoded(tmp_path: Path) -> None:

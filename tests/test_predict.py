@@ -83,6 +83,17 @@ def test_a_path_an_array_and_a_pil_picture_are_the_same(tmp_path: Path) -> None:
     assert [found.source for found in results[:3]] == [str(path), str(path), ""]
 
 
+def test_reduced_decoding_keeps_the_pictures_pixels(tmp_path: Path) -> None:
+    Image.fromarray(np.full((300, 400, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
+    whole = predictor()
+    reduced = Predictor(
+        runtime=whole.runtime, class_names=whole.class_names, preprocessing=whole.preprocessing, reduced_decoding=True
+    )
+    (expected,), (found,) = (one.predict([tmp_path / "a.jpg"], threshold=0.0) for one in (whole, reduced))
+    assert found.image_size == (300, 400)
+    np.testing.assert_allclose(found.boxes_xyxy_px, expected.boxes_xyxy_px, atol=1e-3)
+
+
 def test_a_pil_picture_is_turned_upright(tmp_path: Path) -> None:
     upright = Image.fromarray(picture())
     exif = Image.Exif()

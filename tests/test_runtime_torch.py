@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from setdet.errors import UsageError
+from setdet.models.outputs import RTDETROutput
+from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR, build_model
+from setdet.runtime.base import best_candidates
 from setdet.runtime.torch import TorchRuntime, select_device
 from small_data import SMALL
 
@@ -45,6 +48,16 @@ def test_it_gives_what_the_model_gives(model: RTDETR) -> None:
         for box, score, label in zip(boxes[picture], scores[picture], labels[picture], strict=True):
             same = np.abs(expected[:, label] - score) < 2e-4
             assert (np.abs(corners[same] - box).max(axis=1) < 2e-3).any()
+
+
+def test_candidates_without_torch_are_those_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, boxes = torch.randn(2, 40, 7, generator=generator), torch.rand(2, 40, 4, generator=generator)
+    output = RTDETROutput(logits[None], boxes[None], encoder_logits=None, encoder_boxes_cxcywh=None)
+    for count in (1, 12, 280, 300):
+        found = best_candidates(logits.numpy(), boxes.numpy(), top_k=count)
+        for ours, theirs in zip(found, top_detections(output, top_k=min(count, 280)), strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy().clip(0, 1) if ours.ndim == 3 else theirs, atol=1e-6)
 
 
 def test_fewer_layers_and_queries(model: RTDETR) -> None:

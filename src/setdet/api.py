@@ -37,6 +37,7 @@ def load(
     queries: int | None = None,
     threads: int | None = None,
     hint: Literal["latency", "throughput"] = "latency",
+    reduced_decoding: bool = False,
 ) -> "Detector":
     """Loads a trained detector.
 
@@ -52,6 +53,7 @@ def load(
         queries: select only so many, the best ones: faster, where pictures hold few objects.
         threads: CPU threads of one prediction; None: as the engine likes. PyTorch's are those of the whole process.
         hint: "throughput" has OpenVINO work on several pictures of a batch at a time.
+        reduced_decoding: decode large JPEG files smaller than they are; see `Predictor`.
 
     Raises:
         WeightsError: it is none of these (a model's name alone is not: it says nothing of the weights), broken, or
@@ -65,7 +67,7 @@ def load(
         if decoder_layers is not None or queries is not None:
             raise UsageError(f"{path}: layers and queries are fixed in an exported file. Export again with other ones.")
         exported = open_exported(path, device=device, precision=precision, threads=threads, hint=hint)
-        return _detector(exported, exported.info.checkpoint)
+        return _detector(exported, exported.info.checkpoint, reduced_decoding=reduced_decoding)
     if hint != "latency":
         raise UsageError(f"{path}: hint={hint} is for detectors that were exported for OpenVINO.")
     read_info(path)  # a broken file is named at once, before PyTorch takes its seconds to be imported
@@ -81,11 +83,16 @@ def load(
         queries=queries,
         threads=threads,
     )
-    return _detector(runtime, info)
+    return _detector(runtime, info, reduced_decoding=reduced_decoding)
 
 
-def _detector(runtime: Runtime, info: CheckpointInfo) -> "Detector":
-    predictor = Predictor(runtime=runtime, class_names=info.class_names, preprocessing=info.preprocessing)
+def _detector(runtime: Runtime, info: CheckpointInfo, *, reduced_decoding: bool) -> "Detector":
+    predictor = Predictor(
+        runtime=runtime,
+        class_names=info.class_names,
+        preprocessing=info.preprocessing,
+        reduced_decoding=reduced_decoding,
+    )
     return Detector(predictor=predictor, info=info)
 
 

@@ -24,6 +24,8 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # FF00 is a byte of pixels, 01 and D0 to D7 stand alone among them, FF pads. Any other begins a segment or ends all.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _JPEG_END = 0xD9
+# How a JPEG can be decoded smaller than it is.
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
 class Preprocessing(Config):
@@ -99,14 +101,18 @@ def place(height: int, width: int, preprocessing: Preprocessing) -> Placement:
     )
 
 
-def preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], Placement]:
+def preprocess(
+    image: NDArray[np.uint8], preprocessing: Preprocessing, *, original_size: tuple[int, int] | None = None
+) -> tuple[NDArray[np.uint8], Placement]:
     """The network's input, uint8 (height, width, 3) RGB, and where the picture lies in it.
 
     Args:
         image: uint8 (height, width, 3) RGB.
         preprocessing: the input's size and how to fill it.
+        original_size: (height, width) of the picture where `image` is a reduced one; None: the image's.
     """
-    placement = place(image.shape[0], image.shape[1], preprocessing)
+    height, width = image.shape[:2] if original_size is None else original_size
+    placement = place(height, width, preprocessing)
     resized = resize(image, placement.height, placement.width)
     if (placement.height, placement.width) == placement.input_size:
         return resized, placement
@@ -141,14 +147,49 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file is missing, cut short, or no picture.
     """
+    data = _read_whole(path)
+    return _decode(data, path, cv2.IMREAD_UNCHANGED)
+
+
+def read_reduced(path: Path | str, height: int, width: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """As `read_image`, but a JPEG comes at a half, a quarter or an eighth of its size if that covers height × width.
+
+    The decoder leaves out high frequencies in place of computing pixels that are averaged afterwards: faster, and not
+    quite the same pixels. Sides that the factor doesn't divide would be stretched by up to a pixel, so they have to.
+
+    Returns:
+        The pixels, and the (height, width) of the whole picture.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    data = _read_whole(path)
+    size = _jpeg_size(data) if data.startswith(_JPEG_START) else None
+    if size is None:
+        image = _decode(data, path, cv2.IMREAD_UNCHANGED)
+        return image, (image.shape[0], image.shape[1])
+    if _orientation(data) >= 5:
+        size = size[::-1]
+    sides = ((size[0], height), (size[1], width))
+    fitting = (one for one in _REDUCED if all(side >= one * least and side % one == 0 for side, least in sides))
+    factor = next(fitting, None)
+    flags = cv2.IMREAD_UNCHANGED if factor is None else _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+    return _decode(data, path, flags), size
+
+
+def _read_whole(path: Path | str) -> bytes:
     data = _read_bytes(path)
     if not data:
         raise ImageError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         # OpenCV would fill the missing part with grey and say nothing.
         raise ImageError(f"{path}: the JPEG file is cut short. Copy it again from its source, or remove it.")
+    return data
+
+
+def _decode(data: bytes, path: Path | str, flags: int) -> NDArray[np.uint8]:
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error as error:
         raise ImageError(f"{path}: cannot be decoded as a picture ({error.err}).") from None
     if decoded is None:

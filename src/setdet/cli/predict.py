@@ -52,6 +52,9 @@ def predict(
     hint: Annotated[
         str, typer.Option(help="OpenVINO: latency, one picture at a time, or throughput, as many as there is room for.")
     ] = "latency",
+    reduced_decoding: Annotated[
+        bool, typer.Option("--reduced-decoding", help="Decode large JPEG files smaller than they are: faster.")
+    ] = False,
 ) -> None:
     """Find objects on pictures, and draw them.
 
@@ -80,6 +83,7 @@ def predict(
         queries=queries,
         threads=threads,
         hint=hint_named(hint),
+        reduced_decoding=reduced_decoding,
     )
 
     broken: list[str] = []

@@ -56,6 +56,9 @@ def val(
     hint: Annotated[
         str, typer.Option(help="OpenVINO: latency, one picture at a time, or throughput, as many as there is room for.")
     ] = "latency",
+    reduced_decoding: Annotated[
+        bool, typer.Option("--reduced-decoding", help="Decode large JPEG files smaller than they are: faster.")
+    ] = False,
 ) -> None:
     """Measure weights: COCO AP, precision, recall, class by class.
 
@@ -72,6 +75,7 @@ def val(
         queries=queries,
         threads=threads,
         hint=hint_named(hint),
+        reduced_decoding=reduced_decoding,
     )
     measured = detector.evaluate(data, split=split, confidence=confidence, progress=sys.stderr.isatty())
     values = measured.to_dict()
