@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 import setdet
@@ -33,6 +34,7 @@ from setdet.weights.classes import default_class_names
 from setdet.weights.files import CheckpointInfo, load_model, save_checkpoint
 
 _TRAINED = "The model was trained with three layers and 100 queries; 300 are more than training ever asked for."
+_UNITS = ("avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 RUNTIMES = ("openvino:bf16", "openvino:int8", "onnx:fp32", "torch:bf16", "pt2:bf16")
 
 
@@ -63,6 +65,7 @@ class Bench:
             make(self.steel, count=40, seed=5)
         self.small = _jpeg(scratch / "small", width=640, height=480)
         self.large = _jpeg(scratch / "large", width=1920, height=1080)
+        self.largest = _jpeg(scratch / "largest", width=1920, height=1080, tiles=2)
 
     def networks(self) -> str:
         """The models alone, in every engine, beside `transformers`'."""
@@ -92,7 +95,8 @@ class Bench:
             ("rtdetr-n", 320, "openvino:int8", self.small, "640 × 480", False),
             ("rtdetr-r18", 640, "openvino:bf16", self.large, "1920 × 1080", False),
             ("rtdetr-r18", 640, "openvino:int8", self.large, "1920 × 1080", False),
-            ("rtdetr-r18", 640, "openvino:int8", self.large, "1920 × 1080", True),
+            ("rtdetr-r18", 640, "openvino:int8", self.largest, "3840 × 2160", False),
+            ("rtdetr-r18", 640, "openvino:int8", self.largest, "3840 × 2160", True),
         ):
             info, model = _random(name, side)
             (candidate,) = self._candidates(name, info, model, [runtime], reduced_decoding=reduced)
@@ -100,8 +104,9 @@ class Bench:
             around = one.stages.whole - one.stages.decode - one.alone.median_ms
             alone = 1000 / one.alone.median_ms
             streamed = pictures_per_second(candidate.open("throughput"), pictures, count=400 if side == 320 else 100)
+            how = f"{size}, `--reduced-decoding`" if reduced else size
             lines.append(
-                f"| `{candidate.name}`, {side} | {size}{', `--reduced-decoding`' if reduced else ''} | {one.alone.median_ms:.1f} ms, {alone:.1f}/s | "
+                f"| `{candidate.name}`, {side} | {how} | {one.alone.median_ms:.1f} ms, {alone:.1f}/s | "
                 f"{one.stages.decode:.1f} ms | {one.stages.prepare:.1f} ms | {around / one.alone.median_ms:.1%} | "
                 f"{streamed:.1f}/s, {streamed / alone:.0%} |"
             )
@@ -182,10 +187,12 @@ def _random(name: str, side: int) -> tuple[CheckpointInfo, RTDETR]:
     ), model
 
 
-def _jpeg(folder: Path, *, width: int, height: int) -> list[Path]:
-    folder.mkdir(exist_ok=True)
+def _jpeg(folder: Path, *, width: int, height: int, tiles: int = 1) -> list[Path]:
+    if folder.is_dir():
+        return sorted(folder.iterdir())
+    folder.mkdir()
     for index in range(8):
-        picture = generate(index, seed=0, size=width).image[:height]
+        picture = np.tile(generate(index, seed=0, size=width).image[:height], (tiles, tiles, 1))
         cv2.imwrite(str(folder / f"{index}.jpg"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     return sorted(folder.iterdir())
 
@@ -202,13 +209,19 @@ def _quantised_whole() -> Iterator[None]:
 def _head(args: argparse.Namespace) -> str:
     here = machine()
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    units = ", ".join(unit for unit in _UNITS if unit in flags) or "none of them"
     return f"""# Latency
 
     python benchmarks/latency.py --threads {args.threads} --rounds {args.rounds} --data NEU-DET
 
-{datetime.date.today():%B %Y}; {here["processor"]}, {here["cores"]} cores, threads: {args.threads}; medians of
-{args.rounds} rounds in which all rows of a table's model take turns, batch 1; ratios are medians of the ratios within a
-round. {versions}.
+{datetime.date.today():%B %Y}; {here["processor"]}, {here["cores"]} cores, threads: {args.threads}; units for low
+precision, of {", ".join(_UNITS)}: {units}.
+Versions: {versions}.
+
+Medians of {args.rounds} rounds in which all rows of a model take turns, batch 1. The ratios are medians of the ratios
+within a round to `transformers`' model as its user would run it: `ov.convert_model`, a static shape, the latency hint,
+bfloat16, the same threads. Weights are random (quantised whole for int8), but for the table of layers and queries.
 """
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from setdet.errors import UsageError
-from setdet.images import preprocess, read_image
+from setdet.images import preprocess, read_image, read_reduced
 from setdet.predict import Predictor
 from setdet.runtime.exported import ExportedRuntime
 
@@ -118,12 +119,19 @@ def stages_of(predictor: Predictor, picture: Path, *, rounds: int, clock: Clock 
     Raises:
         ImageError: the picture cannot be read.
     """
-    pixels = read_image(picture)
-    placed, _ = preprocess(pixels, predictor.preprocessing)
+
+    def decode() -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        if predictor.reduced_decoding:
+            return read_reduced(picture, *predictor.preprocessing.image_size)
+        pixels = read_image(picture)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+
+    pixels, size = decode()
+    placed, _ = preprocess(pixels, predictor.preprocessing, original_size=size)
     timed = take_turns(
         {
-            "decode": lambda: read_image(picture),
-            "prepare": lambda: preprocess(pixels, predictor.preprocessing),
+            "decode": decode,
+            "prepare": lambda: preprocess(pixels, predictor.preprocessing, original_size=size),
             "network": lambda: predictor.runtime(placed[None]),
             "whole": file_to_boxes(predictor, picture),
         },
