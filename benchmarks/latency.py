@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from setdet.data.surfaces import generate, make
 from setdet.export import int8
 from setdet.images import Preprocessing
 from setdet.models.rtdetr import RTDETR, build_model
+from setdet.runtime.openvino import openvino_core
 from setdet.weights.catalog import resolve
 from setdet.weights.classes import default_class_names
 from setdet.weights.files import CheckpointInfo, load_model, save_checkpoint
@@ -51,7 +53,7 @@ def main() -> None:
     parts = [_head(args)]
     with tempfile.TemporaryDirectory() as scratch, _quantised_whole():
         bench = Bench(args.files or Path(scratch), args.threads, args.rounds)
-        parts += [bench.networks(), bench.files(), bench.knobs(args.data)]
+        parts += [bench.networks(), bench.profile(), bench.files(), bench.knobs(args.data)]
     args.out.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -83,6 +85,33 @@ class Bench:
                 for one in take_turns(runners, rounds=self.rounds)
             ]
         return "\n".join(["## The network alone, 640 × 640\n", *lines, ""])
+
+    def profile(self) -> str:
+        """What `rtdetr-r18` spends its time on in OpenVINO, by kind of operation."""
+        info, model = _random("rtdetr-r18", 640)
+        picture = np.random.default_rng(0).random((1, 3, 640, 640), dtype=np.float32)
+        shares: dict[str, dict[str, float]] = {}
+        for candidate in self._candidates("rtdetr-r18", info, model, ("openvino:bf16", "openvino:int8")):
+            engine = candidate.open("latency").runtime.engine  # type: ignore[attr-defined]
+            request = openvino_core().compile_model(engine.model, "CPU", {**engine.config, "PERF_COUNT": True})
+            times: dict[str, float] = defaultdict(float)
+            for number in range(self.rounds + 2):
+                found = request.create_infer_request()
+                found.infer([picture])
+                for node in found.profiling_info if number >= 2 else ():
+                    times[node.node_type] += node.real_time.total_seconds()
+            total = sum(times.values())
+            shares[candidate.name] = {kind: seconds / total for kind, seconds in times.items()}
+        kinds = sorted(
+            {kind for one in shares.values() for kind in one},
+            key=lambda kind: -max(one.get(kind, 0) for one in shares.values()),
+        )
+        lines = ["| | " + " | ".join(f"`{name}`" for name in shares) + " |", "| --- |" + " --- |" * len(shares)]
+        for kind in kinds[:8]:
+            lines.append(f"| {kind} | " + " | ".join(f"{one.get(kind, 0):.1%}" for one in shares.values()) + " |")
+        rest = [sum(one.get(kind, 0) for kind in kinds[8:]) for one in shares.values()]
+        lines.append("| all other kinds | " + " | ".join(f"{share:.1%}" for share in rest) + " |")
+        return "\n".join(["## What the time goes to, 640 × 640\n", *lines, ""])
 
     def files(self) -> str:
         """From files to boxes; the rest beside the network is all but decoding."""

@@ -71,6 +71,7 @@ class OpenVINOEngine:
             # A graph for one picture knows its shapes and is faster; several pictures run as several requests.
             shape = model.input(0).get_partial_shape()
             model.reshape(ov.PartialShape([1, *list(shape)[1:]]))
+        self.model, self.config = model, config
         self.compiled = openvino_core().compile_model(model, device, config)
         at_once = 1 if whole_batches else self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         # Requests of our own and not an AsyncInferQueue: no callback from OpenVINO's threads into Python.
