@@ -173,6 +173,19 @@ def test_the_exported_file_is_loaded_as_weights_are(model: RTDETR, tmp_path: Pat
             setdet.load(tmp_path / name, queries=5)
 
 
+def test_the_file_carries_thresholds(model: RTDETR, tmp_path: Path) -> None:
+    scores = TorchRuntime(model=model)(pictures(1))[1]
+    chosen = dict.fromkeys(INFO.class_names, float(np.median(scores)) + 1e-4)
+    done = write(model, tmp_path / "model.onnx", verify=False, thresholds=chosen)
+    detector = setdet.load(done.path)
+    assert detector.predictor.threshold == chosen
+    (own,), (every,) = (detector.predict(list(pictures(1)), threshold=one) for one in (None, 0.0))
+    kept = [score >= chosen[INFO.class_names[label]] for score, label in zip(every.scores, every.labels, strict=True)]
+    assert own.labels.tolist() == every.labels[kept].tolist() and 0 < len(own.labels) < len(every.labels)
+    with pytest.raises(UsageError, match="no threshold for dent"):
+        write(model, tmp_path / "other.onnx", verify=False, thresholds={"scratch": 0.25, "Öl": 0.0})
+
+
 def test_throughput_keeps_the_pictures_in_order(model: RTDETR, tmp_path: Path) -> None:
     file = file_of(write(model, tmp_path / "model", verify=False))
     for hint in ("latency", "throughput"):

@@ -67,7 +67,8 @@ def load(
         if decoder_layers is not None or queries is not None:
             raise UsageError(f"{path}: layers and queries are fixed in an exported file. Export again with other ones.")
         exported = open_exported(path, device=device, precision=precision, threads=threads, hint=hint)
-        return _detector(exported, exported.info.checkpoint, reduced_decoding=reduced_decoding)
+        own = exported.info
+        return _detector(exported, own.checkpoint, threshold=own.threshold, reduced_decoding=reduced_decoding)
     if hint != "latency":
         raise UsageError(f"{path}: hint={hint} is for detectors that were exported for OpenVINO.")
     read_info(path)  # a broken file is named at once, before PyTorch takes its seconds to be imported
@@ -86,11 +87,14 @@ def load(
     return _detector(runtime, info, reduced_decoding=reduced_decoding)
 
 
-def _detector(runtime: Runtime, info: CheckpointInfo, *, reduced_decoding: bool) -> "Detector":
+def _detector(
+    runtime: Runtime, info: CheckpointInfo, *, threshold: Threshold = 0.5, reduced_decoding: bool
+) -> "Detector":
     predictor = Predictor(
         runtime=runtime,
         class_names=info.class_names,
         preprocessing=info.preprocessing,
+        threshold=threshold,
         reduced_decoding=reduced_decoding,
     )
     return Detector(predictor=predictor, info=info)
@@ -117,7 +121,7 @@ class Detector:
         return self.info.class_names
 
     def predict(
-        self, sources: "Iterable[Source]", *, threshold: Threshold = 0.5, batch_size: int = 8
+        self, sources: "Iterable[Source]", *, threshold: Threshold | None = None, batch_size: int = 8
     ) -> list[Detections]:
         """Detects on a list of paths, arrays and PIL pictures; a list comes out. See `Predictor.predict`.
 
@@ -131,7 +135,7 @@ class Detector:
         self,
         sources: "Iterable[Source]",
         *,
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         batch_size: int = 8,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Detections]:

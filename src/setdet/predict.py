@@ -57,6 +57,7 @@ class Predictor:
         runtime: Runtime,
         class_names: Iterable[str],
         preprocessing: Preprocessing,
+        threshold: Threshold = 0.5,
         reduced_decoding: bool = False,
     ) -> None:
         """Puts the parts together.
@@ -65,23 +66,25 @@ class Predictor:
             runtime: runs the network.
             class_names: in the order of the network's labels.
             preprocessing: what the network was trained with.
+            threshold: the lowest score to keep where no other is asked for, for all classes or by class name.
             reduced_decoding: large JPEG files are decoded at a half, a quarter or an eighth of their size, where that
                 still covers the network's input: faster, and not quite the same pixels.
         """
+        self.threshold = threshold
         self.reduced_decoding = reduced_decoding
         self.runtime = runtime
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
 
     def predict(
-        self, sources: "Iterable[Source]", *, threshold: Threshold = 0.5, batch_size: int = 8
+        self, sources: "Iterable[Source]", *, threshold: Threshold | None = None, batch_size: int = 8
     ) -> list[Detections]:
         """Detects on every source of a list; the result is a list in the same order.
 
         Args:
             sources: the pictures; a single one goes in a list.
             threshold: the lowest score to keep, 0 to 1, for all classes or by class name; 0 keeps every query's
-                candidates.
+                candidates; None: the predictor's own.
             batch_size: pictures that go through the network at once.
 
         Raises:
@@ -94,7 +97,7 @@ class Predictor:
         self,
         sources: "Iterable[Source]",
         *,
-        threshold: Threshold = 0.5,
+        threshold: Threshold | None = None,
         batch_size: int = 8,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Detections]:
@@ -120,7 +123,7 @@ class Predictor:
             )
         if not isinstance(sources, Iterable):
             raise UsageError(f"Expected a list of pictures, found {type(sources).__name__}.")
-        lowest = lowest_scores(threshold, self.class_names)
+        lowest = lowest_scores(self.threshold if threshold is None else threshold, self.class_names)
         if batch_size < 1:
             raise UsageError(f"The batch size is {batch_size}; expected 1 or more.")
         return self._stream(iter(sources), lowest=lowest, batch_size=batch_size, on_error=on_error)

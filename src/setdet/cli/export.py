@@ -46,6 +46,10 @@ def export(
     pictures: Annotated[
         list[str] | None, typer.Option(help="Compare on these.  [default: those of --data, else generated ones]")
     ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with a score for each class, for the file to carry: of `analyze errors`."),
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Compare with the model before anything is written.")] = True,
     decoder_layers: Annotated[int | None, typer.Option(help="Only the first so many run.  [default: all]")] = None,
     queries: Annotated[int | None, typer.Option(help="Only the best so many are selected.  [default: all]")] = None,
@@ -67,6 +71,7 @@ def export(
         "calibrate": calibrate,
         "data": data,
         "pictures": pictures,
+        "thresholds": thresholds,
     }
     if format_ in _CHECKPOINTS:
         for name, value in given.items():
@@ -77,8 +82,11 @@ def export(
     if not verify and (data or pictures):
         raise UsageError("--no-verify compares nothing: leave out --data and --pictures, or --no-verify.")
     from setdet.export.config import ExportConfig
+    from setdet.thresholds import read_thresholds
 
     chosen = {name: given[name] for name in ("precision", "target", "sampling") if given[name] is not None}
+    if thresholds is not None:
+        chosen["thresholds"] = read_thresholds(thresholds)
     settings = {"format": format_, "decoder_layers": decoder_layers, "queries": queries, **chosen, **_inside(inside)}
     config = ExportConfig.from_dict(settings, source="setdet export")
     config.check(calibrated=calibrate is not None)

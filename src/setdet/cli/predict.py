@@ -31,7 +31,9 @@ def predict(
     ],
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Pictures: files, folders, globs.")],
     out: Annotated[Path | None, typer.Option(help="New folder for the results.  [default: predictions]")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Lowest score to keep, 0 to 1.  [default: 0.5]")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest score to keep, 0 to 1.  [default: 0.5, or an exported file's own]")
+    ] = None,
     thresholds: Annotated[
         Path | None,
         typer.Option(help="JSON file with one for each class: `setdet analyze errors --thresholds-on` writes it."),
@@ -92,7 +94,8 @@ def predict(
         broken.append(source)
         show_error(str(error))
 
-    lowest_scores(lowest, detector.class_names)  # what is wrong with them is said before there is a folder
+    if lowest is not None:
+        lowest_scores(lowest, detector.class_names)  # what is wrong with them is said before there is a folder
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(paths)
     found: list[Detections] = []
@@ -119,7 +122,7 @@ def predict(
         raise typer.Exit(code=1)
 
 
-def _lowest(threshold: float | None, thresholds: Path | None) -> "Threshold":
+def _lowest(threshold: float | None, thresholds: Path | None) -> "Threshold | None":
     """The one score or each class's.
 
     Raises:
@@ -134,7 +137,7 @@ def _lowest(threshold: float | None, thresholds: Path | None) -> "Threshold":
         return read_thresholds(thresholds)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold {threshold}: expected a score from 0 to 1.")
-    return 0.5 if threshold is None else threshold
+    return threshold
 
 
 def output_names(paths: Sequence[Path]) -> dict[Path, Path]:

@@ -37,6 +37,9 @@ class ExportConfig(Config):
     detections: bool = Field(default=False, description="top-k in the graph: boxes in pixels come out")
     decoder_layers: int | None = Field(default=None, description="run only the first so many; None: as trained")
     queries: int | None = Field(default=None, description="select only the best so many; None: as trained")
+    thresholds: dict[str, float] | None = Field(
+        default=None, description="the lowest score to show of each class, for the file to carry; None: 0.5 for all"
+    )
     calibration_pictures: int = Field(default=200, ge=1, description="how many pictures int8 is calibrated on, at most")
 
     def check(self, *, calibrated: bool) -> None:

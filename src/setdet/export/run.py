@@ -19,6 +19,7 @@ from setdet.folders import unused
 from setdet.images import preprocess, read_image
 from setdet.models.rtdetr import RTDETR
 from setdet.runtime.exported import OPENVINO_FILE, ExportInfo
+from setdet.thresholds import lowest_scores
 from setdet.weights.info import CheckpointInfo
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _need_packages(config: ExportConfig) -> None:
 def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampling) -> ExportInfo:
     from setdet.export.onnx import least_side
 
+    if config.thresholds is not None:
+        lowest_scores(config.thresholds, checkpoint.class_names)
     in_parts = config.precision == "fp16" and config.format == "onnx"
     return ExportInfo(
         checkpoint=checkpoint,
@@ -145,6 +148,7 @@ def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampli
         dynamic_size=config.dynamic_size,
         least_side=least_side(checkpoint.model.decoder.queries),
         kept=("query_selection", "decoder") if in_parts else (),
+        threshold=0.5 if config.thresholds is None else config.thresholds,
         setdet=importlib.metadata.version("setdet"),
     )
 

@@ -55,7 +55,10 @@ class ExportInfo(Config):
     )
     dynamic_size: bool = Field(description="any height and width that are multiples of 32, from `least_side` on")
     least_side: int = Field(description="the smallest side in pixels that has enough tokens for the queries")
-    threshold: float = Field(default=0.5, description="the score from which a detection is usually shown")
+    threshold: float | dict[str, float] = Field(
+        default=0.5,
+        description="the score from which a detection is shown unless another is asked for, or each class's",
+    )
     kept: tuple[str, ...] = Field(default=(), description="parts that are not in this precision, for accuracy's sake")
     setdet: str = Field(description="version of setdet that wrote the file")
 
