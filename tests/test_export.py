@@ -1,5 +1,6 @@
 """Exported files, opened by their own runtimes: they find what the model finds, or are not written."""
 
+import contextlib
 import copy
 import json
 import math
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,9 +22,10 @@ from onnx import numpy_helper
 
 import setdet
 from setdet.cli import main
+from setdet.data.sources import read_dataset
 from setdet.data.surfaces import generate, make
 from setdet.errors import ExportError, MissingExtraError, UsageError, WeightsError
-from setdet.export import int8
+from setdet.export import gate, int8
 from setdet.export import onnx as onnx_export
 from setdet.export.config import ExportConfig
 from setdet.export.gate import Evidence
@@ -482,6 +485,26 @@ def test_compiled_ahead_of_time(model: RTDETR, tmp_path: Path, capsys: pytest.Ca
     done.path.write_bytes(done.path.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match="cut short"):
         setdet.load(done.path)
+
+
+def test_a_single_box_of_few_may_move_the_accuracy(
+    model: RTDETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "data", count=10, seed=9, size=96)
+    boxes = sum(len(record.labels) for record in read_dataset(tmp_path / "data").splits["val"])
+    for loss, passes in ((0.9 / boxes, True), (1.5 / boxes, False)):
+        measured = iter([0.8, 0.8 - loss])
+        monkeypatch.setattr(gate, "evaluate", lambda *given, **named: SimpleNamespace(ap=next(measured)))  # noqa: B023
+        expected = contextlib.nullcontext() if passes else pytest.raises(ExportError, match=r"AP falls from 0\.8000")
+        with expected:
+            export(
+                INFO,
+                model,
+                ExportConfig(format="onnx"),
+                out=tmp_path / f"{passes}.onnx",
+                evidence=Evidence(data=tmp_path / "data"),
+            )
+        assert (tmp_path / f"{passes}.onnx").exists() == passes
 
 
 def test_signals_arrive_after_a_detector_was_let_go_in_another_thread(model: RTDETR, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def verdict(
     """Puts the runs, and AP of (model, file), together."""
     complaints = [line for run, tolerance in runs for line in run.complaints(tolerance)]
     if ap is not None and ap[0] - ap[1] > ap_tolerance:
-        complaints.append(f"AP falls from {ap[0]:.4f} to {ap[1]:.4f}, most {ap_tolerance:g}")
+        complaints.append(f"AP falls from {ap[0]:.4f} to {ap[1]:.4f}, most {ap_tolerance:.3g}")
     return Verdict(runs=tuple(runs), ap=ap, complaints=tuple(complaints))
 
 
