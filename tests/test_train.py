@@ -180,11 +180,20 @@ def test_run_folder_has_weights_config_log_and_state(dataset: Dataset, tmp_path:
     assert (out / "best.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("steps", "workers", "precision"), [(1, 0, "fp32"), (3, 0, "bf16"), (4, 1, "bf16")])
+@pytest.mark.parametrize(
+    ("steps", "workers", "precision", "optimizer"),
+    [(1, 0, "fp32", "adamw"), (3, 0, "bf16", "muon"), (4, 1, "bf16", "adamw")],
+)
 def test_interrupted_and_resumed_run_is_bit_identical(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, workers: int, precision: str
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    workers: int,
+    precision: str,
+    optimizer: str,
 ) -> None:
-    config = tiny(precision=precision)
+    config = tiny(precision=precision, optimizer=optimizer)
     train(dataset, config, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
@@ -362,8 +371,9 @@ def test_resuming_with_another_configuration_or_data_is_refused(dataset: Dataset
         train(dataset, tiny(epochs=1), out=out, resume=True)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_batch_that_is_not_finite_costs_that_batch_only(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
     """The very same weights, moments and statistics as if the batch had not been there."""
     original, calls = run_module.backward, [0]
@@ -397,7 +407,7 @@ def test_a_batch_that_is_not_finite_costs_that_batch_only(
         calls[0] = 0
         with monkeypatch.context() as patch:
             patch.setattr(run_module, "backward", backward)
-            assert train(dataset, tiny(), out=tmp_path / name).steps == 6
+            assert train(dataset, tiny(optimizer=optimizer), out=tmp_path / name).steps == 6
     assert "A step was left out in epoch 2: the loss (" in capfd.readouterr().err
     (skipped,) = lines(tmp_path / "poisoned", "skipped")
     assert "nan" in str(skipped["what"]) and len(skipped["pictures"]) == 2  # type: ignore[arg-type]

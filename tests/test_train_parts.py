@@ -107,7 +107,7 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
     assert set(grouped) == {id(parameter) for parameter in model.parameters()}
     assert all(parameter.ndim == 1 for group in groups if group.weight_decay == 0 for parameter in group.parameters)
 
-    optimizer = build_optimizer(groups, fused=True)
+    optimizer = build_optimizer(groups, precision="fp32")
     set_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 5e-5, 5e-4, 5e-4]
     table = summary(groups, model)

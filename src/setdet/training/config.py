@@ -52,11 +52,17 @@ class TrainConfig(Config):
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     augment: AugmentConfig = Field(default=AugmentConfig(), description="how training pictures are varied")
 
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak rate of AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="what moves the weights: AdamW, or Muon for those that are matrices and AdamW for others",
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, description="peak rate")
     backbone_rate: float | None = Field(
         default=None, gt=0, description="peak rate of the backbone; None: `learning_rate`. Lower it if pretrained only"
     )
-    weight_decay: float = Field(default=1e-4, ge=0, description="of AdamW; norms and biases have none")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="share that a step takes away, times the rate; norms and biases have none"
+    )
     clip_norm: float = Field(default=0.1, gt=0, description="largest norm of a step's gradient")
     schedule: Literal["cosine", "flat-cosine", "constant"] = Field(
         default="cosine",

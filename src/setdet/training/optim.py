@@ -8,6 +8,7 @@ from torch import nn
 
 from setdet.errors import ConfigError, TrainingError
 from setdet.training.config import TrainConfig
+from setdet.training.muon import MuonAdamW, matrices_in
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,15 @@ class ParameterGroup:
         title: what to call them in the summary.
         parameters: those that are not frozen.
         learning_rate: peak rate.
-        weight_decay: of AdamW.
+        weight_decay: share of a weight that a step takes away, times its rate.
+        matrices: how many matrices each of them is for Muon; 0: AdamW trains them.
     """
 
     title: str
     parameters: tuple[nn.Parameter, ...]
     learning_rate: float
     weight_decay: float
+    matrices: int = 0
 
     @property
     def size(self) -> int:
@@ -42,8 +45,17 @@ def is_norm_or_bias(parameter: nn.Parameter) -> bool:
     return parameter.ndim < 2
 
 
+# What trains alike within the backbone and within the rest: does it decay, and how many matrices is one weight?
+_KINDS = (
+    ("weights", True, 0),
+    ("matrices", True, 1),
+    ("query, key and value", True, 3),
+    ("norms and biases", False, 0),
+)
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
-    """Splits what trains into backbone and rest, each with and without weight decay; empty groups are left out.
+    """Splits what trains into backbone and rest, and each by kind; empty groups are left out.
 
     Raises:
         TrainingError: everything is frozen.
@@ -51,33 +63,46 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGro
     backbone_rate = config.learning_rate if config.backbone_rate is None else config.backbone_rate
     groups = []
     for part, in_backbone, rate in (("backbone", True, backbone_rate), ("rest", False, config.learning_rate)):
-        for kind, vector, decay in (("weights", False, config.weight_decay), ("norms and biases", True, 0.0)):
+        for kind, decays, matrices in _KINDS:
             parameters = tuple(
                 parameter
                 for name, parameter in model.named_parameters()
-                if parameter.requires_grad and is_backbone(name) == in_backbone and is_norm_or_bias(parameter) == vector
+                if parameter.requires_grad
+                and is_backbone(name) == in_backbone
+                and is_norm_or_bias(parameter) != decays
+                and (matrices_in(name, parameter) if config.optimizer == "muon" else 0) == matrices
             )
             if parameters:
-                groups.append(ParameterGroup(f"{part}: {kind}", parameters, rate, decay))
+                decay = config.weight_decay if decays else 0.0
+                groups.append(ParameterGroup(f"{part}: {kind}", parameters, rate, decay, matrices))
     if not groups:
         raise TrainingError(f"Nothing to train: freeze={list(config.freeze)} freezes every parameter.")
     return groups
 
 
-def build_optimizer(groups: list[ParameterGroup], *, fused: bool) -> torch.optim.AdamW:
-    """AdamW with the published momenta. Each group keeps its peak rate as `peak_rate` for the schedule."""
-    return torch.optim.AdamW(
+def build_optimizer(groups: list[ParameterGroup], *, precision: str) -> MuonAdamW:
+    """Muon for groups of matrices, AdamW with the published momenta for others.
+
+    Each group keeps its peak rate as `peak_rate` for the schedule.
+
+    Args:
+        groups: of `parameter_groups`.
+        precision: of the run: "fp32", "bf16" or "fp16".
+    """
+    return MuonAdamW(
         [
             {
                 "params": list(group.parameters),
                 "lr": group.learning_rate,
                 "peak_rate": group.learning_rate,
                 "weight_decay": group.weight_decay,
+                "matrices": group.matrices,
             }
             for group in groups
         ],
-        betas=(0.9, 0.999),
-        fused=fused,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        # Fused AdamW unscales gradients by itself, after clipping: with fp16's loss scaling that is too late.
+        fused=precision != "fp16",
     )
 
 
@@ -121,10 +146,11 @@ def set_training_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
 
 def summary(groups: list[ParameterGroup], model: nn.Module) -> Table:
     """Who trains how, as a table for the terminal."""
-    table = Table("parameters", "number", "peak rate", "weight decay", title="What trains", title_justify="left")
+    table = Table("parameters", "number", "by", "peak rate", "weight decay", title="What trains", title_justify="left")
     for group in groups:
-        table.add_row(group.title, f"{group.size:,}", f"{group.learning_rate:g}", f"{group.weight_decay:g}")
+        optimizer = "Muon" if group.matrices else "AdamW"
+        table.add_row(group.title, f"{group.size:,}", optimizer, f"{group.learning_rate:g}", f"{group.weight_decay:g}")
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     if frozen:
-        table.add_row("frozen", f"{frozen:,}", "-", "-")
+        table.add_row("frozen", f"{frozen:,}", "-", "-", "-")
     return table

@@ -119,7 +119,7 @@ class Parts:
         model: the detector itself.
         wrapped: the same, as the forward of many processes; `model` where there is one process.
         ema: its running average.
-        optimizer: AdamW as Fabric wraps it.
+        optimizer: as Fabric wraps it.
         criterion: the loss.
         groups: what trains how.
         frozen: modules that don't.
@@ -163,8 +163,7 @@ def build_parts(
     frozen = frozen_modules(model, config.freeze)
     set_training_mode(model, frozen)
     groups = parameter_groups(model, config)
-    # Fused AdamW unscales gradients by itself, after clipping: with fp16's loss scaling that is too late.
-    optimizer = fabric.setup_optimizers(build_optimizer(groups, fused=config.precision != "fp16"))
+    optimizer = fabric.setup_optimizers(build_optimizer(groups, precision=config.precision))
 
     total_steps = config.epochs * steps_per_epoch
     decay = decay_for(total_steps) if config.ema_decay is None else config.ema_decay

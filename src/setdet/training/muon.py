@@ -1,0 +1,110 @@
+"""Muon (Jordan et al. 2024): weights that are matrices move by orthogonal matrices; AdamW moves the others."""
+
+import re
+from collections import defaultdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+# An odd polynomial that, applied again and again, moves every singular value between 0 and 1 close to 1.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+# What AdamW's steps measure, as a root mean square: so both take the same learning rate (Liu et al. 2025,
+# "Muon is Scalable for LLM Training", equation 4).
+_RMS_OF_ADAMW = 0.2
+
+
+def orthogonalize(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
+    """The nearest matrices whose rows (or columns, where there are fewer) are orthonormal, roughly: singular values
+    end between 0.7 and 1.2, which trains as well as 1.
+    """
+    a, b, c = _QUINTIC
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices  # the products below are of the shorter side
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(x.dtype)
+    for _ in range(_ROUNDS):
+        squares = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(squares, squares, squares, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW, but groups with `matrices` > 0 take Muon's steps.
+
+    Each weight of such a group is that many matrices of equal size, one below the other (query, key and value of an
+    attention are three); a convolution's matrix has a row for each of its filters. `torch.optim.Muon` takes neither,
+    and goes through its matrices one by one; here those of a shape go together.
+
+    Args:
+        groups: as for `torch.optim.AdamW`, each with `matrices`.
+        dtype: of the matrix products; bfloat16 is enough.
+        fused: as for `torch.optim.AdamW`. If so, and the attribute `found_inf` is not 0, a step changes nothing.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, dtype: torch.dtype, fused: bool) -> None:
+        super().__init__(groups, betas=(0.9, 0.999), fused=fused)
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves the weights. There is no closure to evaluate again."""
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if not group["matrices"]]
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["matrices"]:
+                self._muon_step(group)
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:  # AdamW, which reads saved states, looks for the steps
+                step = torch.zeros((), dtype=torch.float32, device=weight.device)
+                self.state[weight].update(step=step, momentum=torch.zeros_like(weight))
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights]
+        taken: Tensor | float = 1.0
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:  # as the fused kernel does, without waiting for the device
+            finite = torch.eq(found_inf, 0)
+            taken = finite.to(torch.float32)
+            gradients = [torch.where(finite, g, m) for g, m in zip(gradients, momenta, strict=True)]
+        torch._foreach_add_([self.state[weight]["step"] for weight in weights], taken)
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
+
+        rate = group["lr"] * taken
+        torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
+        alike = defaultdict(list)
+        for weight, direction in zip(weights, ahead, strict=True):
+            alike[weight.shape].append((weight, direction.reshape(group["matrices"], -1, weight[0].numel())))
+        for pairs in alike.values():
+            members, directions = zip(*pairs, strict=True)
+            steps = orthogonalize(torch.cat(directions).to(self._dtype))
+            size = _RMS_OF_ADAMW * max(steps.shape[1:]) ** 0.5
+            for weight, step in zip(members, steps.split(group["matrices"]), strict=True):
+                weight.sub_(step.reshape(weight.shape).to(weight.dtype) * (rate * size))
+
+
+# Where no matrix turns features into features: pictures come in, labels and queries are looked up, classes, boxes and
+# places go out.
+_NO_MATRIX = re.compile(
+    r"stem\.(0|conv1)\.conv|embedding|query_selection\.(content|reference_logits)"
+    r"|class_head|box_head.*layers\.2|sampling_offsets"
+)
+
+
+def matrices_in(name: str, parameter: nn.Parameter) -> int:
+    """How many matrices the parameter of that name is for Muon: 0 where it is left to AdamW, 3 for an attention's
+    query, key and value, else 1.
+    """
+    depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
+    if parameter.ndim < 2 or depthwise or _NO_MATRIX.search(name):
+        return 0
+    return 3 if name.endswith("in_proj.weight") else 1
