@@ -29,6 +29,7 @@ from setdet.models.denoising import make_denoising_queries
 from setdet.models.rtdetr import build_model
 from setdet.models.variants import MODELS, ModelConfig, ResNetConfig
 from setdet.targets import Targets
+from setdet.training.devices import keep_memory
 
 NUM_CLASSES = 6
 Step = Callable[[], Tensor]
@@ -129,9 +130,12 @@ def main() -> None:
     parser.add_argument("--denoising", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--keep-memory", action="store_true", help="both sides, as `setdet train` has it")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
+    if args.keep_memory:
+        keep_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     values = MODELS[args.model].to_dict()
@@ -160,6 +164,7 @@ def main() -> None:
     ours, *theirs = rates
     best = max(theirs, key=lambda name: rates[name])
     allocator = "jemalloc" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "the system's"
+    allocator += " that keeps memory" if args.keep_memory else ""
     print(
         f"{args.model}, {args.image_size} px, batch {args.batch_size}, {args.queries} queries, {args.denoising} "
         f"denoising, {args.threads} threads, allocator: {allocator}, torch {torch.__version__}, {platform.machine()}"

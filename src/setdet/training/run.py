@@ -6,7 +6,7 @@ from setdet.analyze.look import look_into
 from setdet.data.schema import Dataset
 from setdet.report.run import write_run_report
 from setdet.training.config import TrainConfig
-from setdet.training.devices import choose_device, choose_precision, launch, shut_down
+from setdet.training.devices import choose_device, choose_precision, keep_memory, launch, shut_down
 from setdet.training.interrupt import StopRequest, stop_on_signal
 from setdet.training.optim import set_rate
 from setdet.training.session import Session, TrainResult
@@ -46,6 +46,8 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
     config = resolved(config, device=device, precision=choose_precision(config.precision, device))
     check_folder(out, resume=resume)
     pictures = choose_pictures(dataset, config)
+    if device == "cpu":
+        keep_memory()
     fabric = launch(config)
     try:
         with stop_on_signal() as stop:
