@@ -12,9 +12,9 @@ MOMENTUM = 0.95
 # An odd polynomial that, applied again and again, moves every singular value between 0 and 1 close to 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
-# What AdamW's steps measure, as a root mean square: so both take the same learning rate (Liu et al. 2025,
-# "Muon is Scalable for LLM Training", equation 4).
-_RMS_OF_ADAMW = 0.2
+# A step's root mean square, in learning rates: four times what AdamW's measures (Liu et al. 2025, "Muon is Scalable for
+# LLM Training", equation 4), the best of one, two and four times, so that one rate does for both.
+_STEP_SIZE = 0.8
 
 
 def orthogonalize(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
@@ -87,7 +87,7 @@ class MuonAdamW(torch.optim.AdamW):
         for pairs in alike.values():
             members, directions = zip(*pairs, strict=True)
             steps = orthogonalize(torch.cat(directions).to(self._dtype))
-            size = _RMS_OF_ADAMW * max(steps.shape[1:]) ** 0.5
+            size = _STEP_SIZE * max(steps.shape[1:]) ** 0.5
             for weight, step in zip(members, steps.split(group["matrices"]), strict=True):
                 weight.sub_(step.reshape(weight.shape).to(weight.dtype) * (rate * size))
 
