@@ -35,6 +35,7 @@ VARIANTS = {
     "matchability": ("loss.classification=matchability",),
     "groups": ("loss.classification=varifocal", "architecture=[decoder.training_groups=3]"),
     "copies": ("loss.classification=varifocal", "loss.selection_copies=4"),
+    "muon": ("loss.classification=varifocal", "optimizer=muon"),
 }
 # What is compared: its name on the page, and how it is read.
 FIGURES = {
