@@ -31,8 +31,11 @@ def default(
 ) -> TrainConfig:
     """For industrial data sets of hundreds to thousands of pictures, from scratch or fine-tuned.
 
-    Fewer queries than the paper's (such pictures hold few objects, and queries are what a small input spends its
-    time on), both flips, light augmentation, a cosine to zero.
+    Muon in place of AdamW and the matchability-aware loss, which learn from scratch in less than half the epochs
+    (rtdetr-n, 160 pixels, 12 epochs on four fifths of NEU-DET's training split, AP on the rest, one seed: 0.135 with
+    AdamW and the published loss, 0.159 with the other loss, 0.258 with both). Fewer queries than the paper's (such
+    pictures hold few objects, and queries are what a small input spends its time on), both flips, light augmentation,
+    a cosine to zero.
     """
     return TrainConfig(
         model=model,
@@ -41,9 +44,11 @@ def default(
         image_size=image_size,
         queries=100,
         denoising_queries=100,
-        learning_rate=2e-4,
+        optimizer="muon",
+        learning_rate=6e-4,
         batch_size=8,
         schedule="cosine",
+        loss=LossConfig(classification="matchability"),
         augment=AugmentConfig(
             photometric=0.2, zoom_out=0.0, iou_crop=0.3, flip_horizontal=0.5, flip_vertical=0.5, multi_scale=()
         ),
