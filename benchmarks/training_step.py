@@ -29,7 +29,9 @@ from setdet.models.denoising import make_denoising_queries
 from setdet.models.rtdetr import build_model
 from setdet.models.variants import MODELS, ModelConfig, ResNetConfig
 from setdet.targets import Targets
+from setdet.training.config import TrainConfig
 from setdet.training.devices import keep_memory
+from setdet.training.optim import build_optimizer, parameter_groups
 
 NUM_CLASSES = 6
 Step = Callable[[], Tensor]
@@ -60,7 +62,8 @@ def finish(loss: Tensor, model: nn.Module, optimiser: torch.optim.Optimizer) -> 
 def our_step(config: ModelConfig, images: Tensor, targets: Targets, *, denoising: int) -> Step:
     """bfloat16 autocast and channels-last, as `setdet train` runs on a CPU."""
     model = build_model(config).train().to(memory_format=torch.channels_last)
-    optimiser, criterion = optimiser_for(model), Criterion(config=LossConfig(), num_classes=NUM_CLASSES)
+    optimiser = build_optimizer(parameter_groups(model, TrainConfig(learning_rate=1e-4)), precision="bf16")
+    criterion = Criterion(config=LossConfig(), num_classes=NUM_CLASSES)
     generator = torch.Generator().manual_seed(0)
     images = images.contiguous(memory_format=torch.channels_last)
 

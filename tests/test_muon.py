@@ -87,6 +87,19 @@ def test_the_rest_moves_by_adamw_to_the_bit() -> None:
     assert torch.equal(weights[0], others[0]) and torch.equal(weights[1], others[1])
 
 
+@pytest.mark.parametrize("gradient_format", [torch.channels_last, torch.contiguous_format])
+def test_adamw_of_filters_does_not_depend_on_how_they_lie(gradient_format: torch.memory_format) -> None:
+    """The fused kernel pairs the numbers of a weight and a gradient as they lie, even where they lie otherwise."""
+    (filters,), gradients = made((8, 4, 3, 3))
+    (same,), _ = made((8, 4, 3, 3))
+    filters.data = filters.data.contiguous(memory_format=torch.channels_last)
+    laid = [[g[0].contiguous(memory_format=gradient_format)] for g in gradients]
+    train(ours([filters], matrices=0), [filters], laid)
+    train(torch.optim.AdamW([same], fused=True, **SETTINGS), [same], gradients)
+    torch.testing.assert_close(filters.contiguous(), same)
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_weights_without_a_gradient_stay() -> None:
     weights, gradients = made((6, 6), (6, 6))
     start = weights[1].detach().clone()

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from setdet.models.distributions import BINS
@@ -56,16 +56,24 @@ class QuerySelection(nn.Module):
         count = min(self.queries, memory.shape[1])  # a small picture has fewer tokens than queries
         if self.training:
             count *= min(self.training_groups, memory.shape[1] // count)
-        chosen = logits.amax(dim=-1).topk(count, dim=1).indices[..., None]  # (B, K, 1)
-        content = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
+        chosen = logits.amax(dim=-1).topk(count, dim=1).indices  # (B, K)
+        content = take_tokens(features, chosen)
         # The box head runs on the chosen tokens alone: the same boxes as scoring all 8400 first.
-        boxes = (self.box_head(content) + anchors[chosen[..., 0]]).sigmoid()
+        boxes = (self.box_head(content) + anchors[chosen]).sigmoid()
         return SelectedQueries(
             content=content.detach(),
             reference_cxcywh=boxes.detach(),
-            logits=logits.gather(1, chosen.expand(-1, -1, logits.shape[2])),
+            logits=take_tokens(logits, chosen),
             boxes_cxcywh=boxes,
         )
+
+
+def take_tokens(
+    x: Float[Tensor, "batch tokens width"], chosen: Int[Tensor, "batch queries"]
+) -> Float[Tensor, "batch queries width"]:
+    """Each picture's chosen tokens. By rows, since the gradient of `gather` goes from number to number."""
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (first + chosen).flatten()).unflatten(0, chosen.shape)
 
 
 class LearnedQueries(nn.Module):

@@ -61,6 +61,22 @@ class MuonAdamW(torch.optim.AdamW):
             if group["matrices"]:
                 self._muon_step(group)
 
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> Any:
+        """What the fused kernel is given: of weights that are channels last views that aren't.
+
+        On a CPU it makes copies of what is not contiguous, and pairs the numbers of a weight and of a gradient as they
+        lie in memory, even where they don't lie alike.
+        """
+        has_complex = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        weights, gradients, *_ = lists
+        turned = [weight.ndim == 4 and not weight.is_contiguous() for weight in weights]
+        for tensors in lists:
+            for index, turn in enumerate(turned[: len(tensors)]):
+                if turn and tensors[index].ndim == 4:
+                    tensors[index] = tensors[index].permute(0, 2, 3, 1)
+        gradients[:] = [gradient.contiguous() for gradient in gradients]
+        return has_complex
+
     def _muon_step(self, group: dict[str, Any]) -> None:
         weights = [weight for weight in group["params"] if weight.grad is not None]
         for weight in weights:
