@@ -270,6 +270,7 @@ def test_last_epochs_are_plain() -> None:
 
 def test_recipes() -> None:
     assert configured_model(recipe("default", model="rtdetr-n"), 6).decoder.queries == 100
+    assert (recipe("default").learning_rate, recipe("default", init="weights").learning_rate) == (6e-4, 2e-4)
     scratch, tuned = paper_v1(model="rtdetr-r50"), paper_v1(model="rtdetr-r50", init="weights")
     assert scratch.backbone_rate is None and scratch.freeze == ()
     assert tuned.backbone_rate == 1e-5 and tuned.freeze == ("backbone.stem", "norms")
