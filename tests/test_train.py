@@ -436,10 +436,16 @@ def test_a_run_whose_every_step_fails_ends_with_the_names_of_the_pictures(
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_run_of_an_earlier_version_without_newer_fields_goes_on(dataset: Dataset, tmp_path: Path) -> None:
-    train(dataset, tiny(epochs=1), out=tmp_path / "run")
+def test_a_run_of_an_earlier_version_without_newer_fields_goes_on(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        train(dataset, tiny(epochs=1), out=tmp_path / "run")
     content = torch.load(tmp_path / "run" / STATE, weights_only=True)
-    del content["config"]["patience"], content["config"]["loss"]["edge_weight"]
+    del content["config"]["patience"], content["config"]["optimizer"], content["config"]["loss"]["edge_weight"]
+    for group in content["optimizer"]["param_groups"]:
+        del group["matrices"]
     torch.save(content, tmp_path / "run" / STATE)
     assert train(dataset, tiny(epochs=1), out=tmp_path / "run", resume=True).epochs == 1
 

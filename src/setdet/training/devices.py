@@ -58,8 +58,8 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: Li
 def keep_memory() -> None:
     """Has glibc keep the memory that a step has freed for the next one; elsewhere it does nothing.
 
-    Else every step's large tensors are pages that the system takes back, hands out and clears again: a seventh of a
-    training step on a CPU.
+    Else every step's large tensors are pages that the system takes back, hands out and clears again: up to a seventh
+    of a training step on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -48,6 +48,11 @@ class MuonAdamW(torch.optim.AdamW):
         super().__init__(groups, betas=(0.9, 0.999), fused=fused)
         self._dtype = dtype
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for group in self.param_groups:
+            group.setdefault("matrices", 0)  # saved before there was Muon
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Moves the weights. There is no closure to evaluate again."""
