@@ -34,6 +34,7 @@ VERBS = (
     "data make surfaces",
     "data check",
     "export",
+    "average",
     "report",
     "models",
 )
@@ -62,7 +63,19 @@ def test_help_imports_nothing_heavy_and_covers_every_verb() -> None:
 
 def test_all_verbs_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    assert names == {"analyze", "benchmark", "demo", "export", "report", "train", "val", "predict", "data", "models"}
+    assert names == {
+        "analyze",
+        "average",
+        "benchmark",
+        "demo",
+        "export",
+        "report",
+        "train",
+        "val",
+        "predict",
+        "data",
+        "models",
+    }
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("setdet ")
 

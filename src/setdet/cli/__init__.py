@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from setdet import __version__
-from setdet.cli import analyze, benchmark, data, demo, export, models, predict, report, train, val
+from setdet.cli import analyze, average, benchmark, data, demo, export, models, predict, report, train, val
 from setdet.cli.console import say, show_error
 from setdet.errors import MissingExtraError, SetdetError
 
@@ -47,6 +47,7 @@ app.command(name="train")(train.train)
 app.command(name="val")(val.val)
 app.command(name="predict")(predict.predict)
 app.command(name="report")(report.report)
+app.command(name="average")(average.average)
 app.command(name="export")(export.export)
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")
