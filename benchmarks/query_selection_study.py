@@ -28,8 +28,7 @@ PAGE = Path(__file__).parent.parent / "docs/studies/query-selection.md"
 BEGIN, END = "<!-- written by benchmarks/query_selection_study.py -->", "<!-- end -->"
 SEEDS = (0, 1, 2)
 SAME = (
-    "queries=100", "denoising_queries=50", "optimizer=adamw", "learning_rate=6e-4", "evaluate_every=4",
-    "checkpoint_every_steps=144",
+    "queries=100", "denoising_queries=50", "optimizer=adamw", "learning_rate=6e-4", "evaluate_every=4", "workers=0",
 )  # fmt: skip
 # Each is one change to what stands first.
 VARIANTS = {
@@ -38,6 +37,7 @@ VARIANTS = {
     "matchability": ("loss.classification=matchability",),
     "groups": ("loss.classification=varifocal", "architecture=[decoder.training_groups=3]"),
     "copies": ("loss.classification=varifocal", "loss.selection_copies=4"),
+    "rivals": ("loss.classification=varifocal", "architecture=[decoder.rivals=true]"),
     "muon": ("loss.classification=varifocal", "optimizer=muon"),
 }
 # What is compared: its name on the page, and how it is read.
@@ -81,7 +81,7 @@ def main() -> None:
 
 def look_into(run: Run, out: Path, data: Path, analyses: dict[str, QueryAnalysis]) -> dict[str, Any]:
     """All figures of one run, on the validation split."""
-    detector = setdet.load(out / run.name, device="cpu")
+    detector = setdet.load(out / run.name / "last.safetensors", device="cpu")
     dataset = read_with_split(data, "val")
     analysis = analyze_queries(detector.predictor, dataset.splits["val"], class_names=dataset.class_names)
     analyses[run.name] = analysis

@@ -13,6 +13,7 @@ from setdet.models.distributions import boxes_from_edges
 from setdet.models.layers import MLP, SelfAttention, inverse_sigmoid
 from setdet.models.outputs import EdgeDistributions
 from setdet.models.queries import SelectedQueries, make_box_head, make_class_head, make_edge_head
+from setdet.models.rivals import RivalEmbedding
 from setdet.models.variants import DecoderConfig
 
 LEVELS = 3
@@ -39,6 +40,9 @@ class Decoder(nn.Module):
         make_head = make_edge_head if config.box_refinement == "distribution" else make_box_head
         self.box_heads = nn.ModuleList(make_head(config.width) for _ in range(config.layers))
         self.first_box_head = make_box_head(config.width) if config.box_refinement == "distribution" else None
+        self.rivals = nn.ModuleList(
+            RivalEmbedding(width=config.width) for _ in range(config.layers if config.rivals else 0)
+        )
         self.query_position = MLP(4, 2 * config.width, config.width)
         self.denoising_embedding = nn.Embedding(num_classes + 1, config.width, padding_idx=num_classes)
         for parameter in self.query_position.parameters():
@@ -55,9 +59,10 @@ class Decoder(nn.Module):
     ) -> DecoderOutput:
         content, reference = selected.content, selected.reference_cxcywh
         mask = _group_mask(content, queries=self.queries) if self.training else None
+        noised = 0 if denoising is None else denoising.labels.shape[1]
         if denoising is not None:
-            noised = self.denoising_embedding(denoising.labels).to(content.dtype)
-            content = torch.cat([noised, content], dim=1)
+            embedded = self.denoising_embedding(denoising.labels).to(content.dtype)
+            content = torch.cat([embedded, content], dim=1)
             noised_boxes = inverse_sigmoid(denoising.boxes_cxcywh.to(reference.dtype)).sigmoid()
             reference = torch.cat([noised_boxes, reference], dim=1)
             mask = _attention_mask(denoising, queries=selected.content.shape[1], among_queries=mask)
@@ -66,7 +71,11 @@ class Decoder(nn.Module):
         boxes: list[Tensor] = []
         edges: list[Tensor] = []
         previous = first = reference
+        scores = selected.logits
         for index in range(len(self.layers) if self.training else self.eval_layers):
+            if self.rivals and scores is not None:
+                told = self._told_of_rivals(index, reference[:, noised:], scores)
+                content = content + F.pad(told, (0, 0, noised, 0))  # denoising queries have no rivals
             content = self.layers[index](
                 content,
                 position=self.query_position(reference),
@@ -88,12 +97,25 @@ class Decoder(nn.Module):
                 edges.append(change if index == 0 else edges[-1] + change)
                 refined = boxes_from_edges(edges[-1], first.detach())
                 boxes.append(refined)
-            previous, reference = refined, refined.detach()
+            previous, reference, scores = refined, refined.detach(), logits[-1][:, noised:]
         return DecoderOutput(
             logits=torch.stack(logits),
             boxes_cxcywh=torch.stack(boxes),
             edges=EdgeDistributions(logits=torch.stack(edges), reference_cxcywh=first) if edges else None,
         )
+
+    def _told_of_rivals(
+        self,
+        index: int,
+        reference_cxcywh: Float[Tensor, "batch queries 4"],
+        logits: Float[Tensor, "batch queries classes"],
+    ) -> Float[Tensor, "batch queries width"]:
+        """What layer `index` adds to its queries. Those of another group are no rivals."""
+        batch, total, _ = logits.shape
+        if total <= self.queries:
+            return self.rivals[index](reference_cxcywh, logits)
+        groups = (x.unflatten(1, (-1, self.queries)).flatten(0, 1) for x in (reference_cxcywh, logits))
+        return self.rivals[index](*groups).unflatten(0, (batch, -1)).flatten(1, 2)
 
 
 class DecoderLayer(nn.Module):

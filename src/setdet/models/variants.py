@@ -120,6 +120,11 @@ class DecoderConfig(Config):
         description="queries are the encoder's best features, or learned, the same for every picture (as in DETR); "
         "learned ones have no encoder loss",
     )
+    rivals: bool = Field(
+        default=False,
+        description="every layer tells each query how better-scored ones overlap its box, so that one object has one "
+        "query (after EASE-DETR)",
+    )
 
     @model_validator(mode="after")
     def _groups_have_boxes_of_their_own(self) -> "DecoderConfig":

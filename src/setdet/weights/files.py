@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _CLASS_HEADS = ("query_selection.class_head.", "decoder.class_heads.", "decoder.denoising_embedding.")
+_STARTS_AS_NOTHING = "decoder.rivals."  # adds nothing until it is trained: weights may well be without
 _TORCH_SAVE = (b"PK", b"\x80")  # a zip archive, or a bare pickle
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself reads no longer one
 
@@ -125,6 +126,10 @@ def initialize_from(model: "RTDETR", path: Path, class_names: tuple[str, ...]) -
         fresh = [name for name in own if name.startswith(_CLASS_HEADS)]
         state = {name: tensor for name, tensor in state.items() if name not in fresh} | {n: own[n] for n in fresh}
         report.append(f"class heads start anew: the classes differ ({len(fresh)} tensors)")
+    if not any(name.startswith(_STARTS_AS_NOTHING) for name in state):
+        added = {name: tensor for name, tensor in own.items() if name.startswith(_STARTS_AS_NOTHING)}
+        state |= added
+        report += [f"what queries are told of their rivals starts anew ({len(added)} tensors)"] if added else []
     check_fits(
         differences(own, state),
         lead=f"{path}: is a {info.model.name} and does not fit {model.config.name}",
