@@ -60,6 +60,8 @@ def _go_on_with(run: Run, args: argparse.Namespace) -> None:
     folder = args.out / run.name
     source = args.data if run.pictures is None else run.pictures()
     if (folder / "state").is_dir():
-        setdet.train(source, out=folder, resume=True)
+        result = setdet.train(source, out=folder, resume=True)
     else:
-        setdet.train(source, out=folder, device=args.device, overrides=run.overrides, **run.settings)
+        result = setdet.train(source, out=folder, device=args.device, overrides=run.overrides, **run.settings)
+    if result.interrupted:
+        raise SystemExit(130)  # whoever stopped this run wants no other one

@@ -33,6 +33,7 @@ DECODERS = [
     ["decoder.query_source=learned"],
     ["decoder.points=[4, 2, 1]"],
     ["decoder.sampling=discrete"],
+    ["decoder.rivals=true"],
 ]
 TARGETS = Targets(
     labels=torch.tensor([0, 5, 2]),

@@ -253,8 +253,9 @@ def check_sizes(model: RTDETR, done: Exported) -> None:
 
 @pytest.mark.parametrize("resize", [pytest.param("stretch", marks=pytest.mark.slow), "letterbox"])
 def test_pictures_in_detections_out(tmp_path: Path, resize: str) -> None:
-    # More queries than such a small picture has tokens, and boxes by way of distributions.
-    decoder = TINY.decoder.model_copy(update={"box_refinement": "distribution", "queries": 200})
+    # More queries than such a small picture has tokens, which know of each other, and boxes by way of distributions.
+    changes = {"box_refinement": "distribution", "queries": 200, "rivals": True, "layers": 2, "eval_layers": 2}
+    decoder = TINY.decoder.model_copy(update=changes)
     model = scattered(TINY.model_copy(update={"decoder": decoder}))
     preprocessing = Preprocessing(image_size=SIZE, resize=resize)
     info = INFO.model_copy(update={"model": model.config, "preprocessing": preprocessing})

@@ -85,13 +85,15 @@ class DetectionGraph(nn.Module):
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         selected = network.query_selection(memory, shapes)
         content, reference = selected.content, selected.reference_cxcywh
-        first, edges = reference, None
-        for layer, box_head in zip(decoder.layers, decoder.box_heads, strict=True):
+        first, edges, scores = reference, None, selected.logits
+        for index, (layer, box_head) in enumerate(zip(decoder.layers, decoder.box_heads, strict=True)):
+            if decoder.rivals and scores is not None:
+                content = content + decoder.rivals[index](reference, scores)
             position = decoder.query_position(reference)
             content = layer(
                 content, position=position, reference_cxcywh=reference, memory=memory, shapes=shapes, mask=None
             )
-            change = box_head(content)
+            scores, change = decoder.class_heads[index](content), box_head(content)
             if decoder.first_box_head is None:
                 reference = (change + inverse_sigmoid(reference)).sigmoid()
                 continue
@@ -101,7 +103,8 @@ class DetectionGraph(nn.Module):
             else:
                 edges = edges + change
             reference = boxes_from_edges(edges, first)
-        return decoder.class_heads[-1](content), reference
+        assert scores is not None  # there is at least one layer
+        return scores, reference
 
 
 @torch.no_grad()
@@ -137,7 +140,7 @@ def largest_values(graph: DetectionGraph, images: Tensor, parts: tuple[str, ...]
 
 
 class GraphSelection(nn.Module):
-    """`QuerySelection` as it is exported: content and boxes alone, and no infinite number."""
+    """`QuerySelection` as it is exported: scores of the chosen alone, and no infinite number."""
 
     def __init__(self, *, selection: QuerySelection) -> None:
         super().__init__()
@@ -154,7 +157,8 @@ class GraphSelection(nn.Module):
         content = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
         anchors = torch.where(valid[:, None], anchors, _CERTAIN)
         boxes = (own.box_head(content) + anchors[chosen[..., 0]]).sigmoid()
-        return SelectedQueries(content=content, reference_cxcywh=boxes, logits=None, boxes_cxcywh=None)
+        logits = own.class_head(content)  # of the chosen alone: what is told of rivals
+        return SelectedQueries(content=content, reference_cxcywh=boxes, logits=logits, boxes_cxcywh=None)
 
 
 class GraphSelfAttention(nn.Module):

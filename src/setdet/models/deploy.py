@@ -45,6 +45,7 @@ def fold(model: RTDETR, *, decoder_layers: int | None = None, queries: int | Non
     decoder.layers = decoder.layers[: decoder.eval_layers]
     decoder.class_heads = decoder.class_heads[: decoder.eval_layers]
     decoder.box_heads = decoder.box_heads[: decoder.eval_layers]
+    decoder.rivals = decoder.rivals[: decoder.eval_layers]
     return folded.requires_grad_(False)
 
 
