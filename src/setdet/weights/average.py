@@ -34,7 +34,8 @@ def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str
         raise UsageError("One checkpoint is its own average: name two or more, or ask for half precision (--half).")
     if out.exists():
         raise OutputError(f"{out}: is there already. Choose another with --out, or remove it first.")
-    infos, total = [], {}
+    infos: list[CheckpointInfo] = []
+    total: dict[str, torch.Tensor] = {}
     for path in paths:
         info, state = load_checkpoint(path)
         infos.append(info)
