@@ -41,28 +41,39 @@ def runs() -> Iterator[Run]:
 
 def records(out: Path) -> Iterator[Run]:
     """Pretraining on generated surfaces, then the whole training split."""
+    small = {"model": "rtdetr-n", "image_size": 224}
+    fifty = "denoising_queries=50"
+    # Two steps, since the first was done before queries were told of their rivals: together `rtdetr-n/surfaces`.
+    first = ("architecture=[]", fifty, "evaluate_every=6", "checkpoint_every_steps=200")
+    yield Run("surfaces-n-first", "record", {**small, "epochs": 6}, first, pictures=lambda: surfaces(out, 12_000, 77))
+    began = {**small, "epochs": 4, "init": str(out / "surfaces-n-first")}
+    then = (fifty, "evaluate_every=4", "checkpoint_every_steps=200")
+    yield Run("surfaces-n", "record", began, then, pictures=lambda: surfaces(out, 4_400, 78))
+    for seed in (0, 1):
+        ends = (fifty, "augment.photometric=0.3", "evaluate_every=16", "checkpoint_every_steps=180")
+        yield Run(
+            f"record-n-{seed}", "record", {**small, "epochs": 32, "init": "rtdetr-n/surfaces", "seed": seed}, ends
+        )
+
     mixed = (
-        "optimizer=adamw", "loss.classification=matchability", "denoising_queries=100", "augment.photometric=0.3",
+        "architecture=[]", "optimizer=adamw", "denoising_queries=100", "augment.photometric=0.3",
         "augment.iou_crop=0.5", "augment.mosaic=0.3", "augment.copy_blend=0.3",
     )  # fmt: skip
-    small = {"model": "rtdetr-n", "image_size": 224, "epochs": 72, "init": "rtdetr-n/surfaces"}
-    ends = ("learning_rate=6e-4", "mix_epochs=44", "plain_epochs=4", "evaluate_every=12")
-    yield Run("record-n-0", "record", small, (*mixed, *ends))
     larger = {"model": "rtdetr-r18", "image_size": 160, "epochs": 3}
-    own = ("optimizer=adamw", "learning_rate=4e-4", "denoising_queries=50", "evaluate_every=3")
-    yield Run("surfaces-r18", "record", larger, own, pictures=lambda: surfaces(out))
-    larger = {"image_size": 224, "epochs": 36, "init": str(out / "surfaces-r18")}
+    own = ("architecture=[]", "optimizer=adamw", "learning_rate=4e-4", fifty, "evaluate_every=3")
+    yield Run("surfaces-r18", "record", larger, own, pictures=lambda: surfaces(out, 12_000, 77))
+    larger = {"model": "rtdetr-r18", "image_size": 224, "epochs": 36, "init": str(out / "surfaces-r18")}
     ends = ("learning_rate=3e-4", "mix_epochs=30", "plain_epochs=2", "evaluate_every=6")
     yield Run("record-r18-0", "record", larger, (*mixed, *ends))
 
 
-def surfaces(out: Path) -> Path:
+def surfaces(out: Path, count: int, seed: int) -> Path:
     """Generated pictures, made once."""
     from setdet.data.surfaces import make
 
-    folder = out / "pictures"
+    folder = out / f"pictures-{seed}"
     if not folder.is_dir():
-        make(folder, count=12_000, seed=77)
+        make(folder, count=count, seed=seed)
     return folder
 
 
