@@ -115,13 +115,15 @@ def test_neither_denoising_queries_nor_other_groups_are_rivals() -> None:
     torch.testing.assert_close(noised_too, noised, rtol=1e-9, atol=1e-9)
 
 
-def test_training_may_start_from_weights_that_know_of_no_rivals(tmp_path: Path) -> None:
-    plain = build_model(TOLD.override(["decoder.rivals=false"]))
+@pytest.mark.parametrize(("known", "wanted", "says"), [(False, True, "starts anew"), (True, False, "is left out")])
+def test_training_may_start_from_weights_with_or_without(known: bool, wanted: bool, says: str, tmp_path: Path) -> None:
+    source, model = (build_model(TOLD.override([f"decoder.rivals={rivals}"])) for rivals in (known, wanted))
     names = ("a", "b", "c")
-    info = CheckpointInfo(model=plain.config, class_names=names, preprocessing=Preprocessing(image_size=(64, 64)))
-    save_checkpoint(tmp_path / "plain.safetensors", state=plain.state_dict(), info=info)
-    told = build_model(TOLD)
-    report = initialize_from(told, tmp_path / "plain.safetensors", names)
-    assert any("what queries are told of their rivals starts anew" in line for line in report)
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(told.state_dict()[name], tensor), name
+    info = CheckpointInfo(model=source.config, class_names=names, preprocessing=Preprocessing(image_size=(64, 64)))
+    save_checkpoint(tmp_path / "source.safetensors", state=source.state_dict(), info=info)
+    report = initialize_from(model, tmp_path / "source.safetensors", names)
+    assert any(f"what queries are told of their rivals {says}" in line for line in report)
+    shared = [name for name in model.state_dict() if "rivals" not in name]
+    assert len(shared) == sum("rivals" not in name for name in source.state_dict())
+    for name in shared:
+        assert torch.equal(model.state_dict()[name], source.state_dict()[name]), name

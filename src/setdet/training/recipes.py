@@ -31,9 +31,9 @@ def default(
 ) -> TrainConfig:
     """For industrial data sets of hundreds to thousands of pictures, from scratch or fine-tuned.
 
-    Queries are told of their rivals (`decoder.rivals`), since so few pictures don't teach a decoder to find every object
-    once (rtdetr-n from rtdetr-n/surfaces, 160 pixels, 12 epochs on four fifths of NEU-DET's training split, measured on
-    the rest, one seed: AP 0.378 and AP50 0.695, without 0.367 and 0.666).
+    Queries are told of their rivals (`decoder.rivals`), since so few pictures don't teach a decoder to find every
+    object once (rtdetr-n pretrained on surfaces, 160 pixels, 12 epochs on four fifths of NEU-DET's training split,
+    measured on the rest, one seed: AP 0.378 and AP50 0.695, without 0.367 and 0.666).
 
     Muon in place of AdamW and the matchability-aware loss, which learn from scratch in less than half the epochs
     (rtdetr-n, 160 pixels, 12 epochs on four fifths of NEU-DET's training split, AP on the rest, one seed: 0.135 with

@@ -126,10 +126,13 @@ def initialize_from(model: "RTDETR", path: Path, class_names: tuple[str, ...]) -
         fresh = [name for name in own if name.startswith(_CLASS_HEADS)]
         state = {name: tensor for name, tensor in state.items() if name not in fresh} | {n: own[n] for n in fresh}
         report.append(f"class heads start anew: the classes differ ({len(fresh)} tensors)")
-    if not any(name.startswith(_STARTS_AS_NOTHING) for name in state):
-        added = {name: tensor for name, tensor in own.items() if name.startswith(_STARTS_AS_NOTHING)}
-        state |= added
-        report += [f"what queries are told of their rivals starts anew ({len(added)} tensors)"] if added else []
+    theirs, ours = ({name for name in names if name.startswith(_STARTS_AS_NOTHING)} for names in (state, own))
+    if ours and not theirs:
+        state |= {name: own[name] for name in ours}
+        report.append(f"what queries are told of their rivals starts anew ({len(ours)} tensors)")
+    if theirs and not ours:
+        state = {name: tensor for name, tensor in state.items() if name not in theirs}
+        report.append(f"what queries are told of their rivals is left out: this model has no such part ({len(theirs)})")
     check_fits(
         differences(own, state),
         lead=f"{path}: is a {info.model.name} and does not fit {model.config.name}",
