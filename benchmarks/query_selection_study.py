@@ -28,7 +28,8 @@ PAGE = Path(__file__).parent.parent / "docs/studies/query-selection.md"
 BEGIN, END = "<!-- written by benchmarks/query_selection_study.py -->", "<!-- end -->"
 SEEDS = (0, 1, 2)
 SAME = (
-    "queries=100", "denoising_queries=50", "optimizer=adamw", "learning_rate=6e-4", "evaluate_every=4", "workers=0",
+    "architecture=[]", "queries=100", "denoising_queries=50", "optimizer=adamw", "learning_rate=6e-4", "workers=0",
+    "evaluate_every=4",
 )  # fmt: skip
 # Each is one change to what stands first.
 VARIANTS = {
