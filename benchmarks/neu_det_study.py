@@ -44,7 +44,7 @@ def records(out: Path) -> Iterator[Run]:
     small = {"model": "rtdetr-n", "image_size": 224}
     fifty = "denoising_queries=50"
     # Two steps, since the first was done before queries were told of their rivals: together `rtdetr-n/surfaces`.
-    first = ("architecture=[]", fifty, "evaluate_every=6", "checkpoint_every_steps=200")
+    first = ("rivals=false", fifty, "evaluate_every=6", "checkpoint_every_steps=200")
     yield Run("surfaces-n-first", "record", {**small, "epochs": 6}, first, pictures=lambda: surfaces(out, 12_000, 77))
     began = {**small, "epochs": 4, "init": str(out / "surfaces-n-first")}
     then = (fifty, "evaluate_every=4", "checkpoint_every_steps=200")
@@ -56,11 +56,11 @@ def records(out: Path) -> Iterator[Run]:
         )
 
     mixed = (
-        "architecture=[]", "optimizer=adamw", "denoising_queries=100", "augment.photometric=0.3",
+        "rivals=false", "optimizer=adamw", "denoising_queries=100", "augment.photometric=0.3",
         "augment.iou_crop=0.5", "augment.mosaic=0.3", "augment.copy_blend=0.3",
     )  # fmt: skip
     larger = {"model": "rtdetr-r18", "image_size": 160, "epochs": 3}
-    own = ("architecture=[]", "optimizer=adamw", "learning_rate=4e-4", fifty, "evaluate_every=3")
+    own = ("rivals=false", "optimizer=adamw", "learning_rate=4e-4", fifty, "evaluate_every=3")
     yield Run("surfaces-r18", "record", larger, own, pictures=lambda: surfaces(out, 12_000, 77))
     larger = {"model": "rtdetr-r18", "image_size": 224, "epochs": 36, "init": str(out / "surfaces-r18")}
     ends = ("learning_rate=3e-4", "mix_epochs=30", "plain_epochs=2", "evaluate_every=6")

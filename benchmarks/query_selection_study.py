@@ -28,7 +28,7 @@ PAGE = Path(__file__).parent.parent / "docs/studies/query-selection.md"
 BEGIN, END = "<!-- written by benchmarks/query_selection_study.py -->", "<!-- end -->"
 SEEDS = (0, 1, 2)
 SAME = (
-    "architecture=[]", "queries=100", "denoising_queries=50", "optimizer=adamw", "learning_rate=6e-4", "workers=0",
+    "rivals=false", "queries=100", "denoising_queries=50", "optimizer=adamw", "learning_rate=6e-4", "workers=0",
     "evaluate_every=4",
 )  # fmt: skip
 # Each is one change to what stands first.
@@ -38,7 +38,7 @@ VARIANTS = {
     "matchability": ("loss.classification=matchability",),
     "groups": ("loss.classification=varifocal", "architecture=[decoder.training_groups=3]"),
     "copies": ("loss.classification=varifocal", "loss.selection_copies=4"),
-    "rivals": ("loss.classification=varifocal", "architecture=[decoder.rivals=true]"),
+    "rivals": ("loss.classification=varifocal", "rivals=true"),
     "muon": ("loss.classification=varifocal", "optimizer=muon"),
 }
 # What is compared: its name on the page, and how it is read.

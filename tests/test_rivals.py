@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oracle import randomise
+from setdet.errors import ConfigError
 from setdet.images import Preprocessing
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.rivals import rivalry
@@ -64,17 +65,21 @@ def test_of_two_alike_the_better_one_stands_alone_and_the_other_is_covered() -> 
 
 
 def test_a_fresh_embedding_changes_nothing_and_a_trained_one_does() -> None:
-    told = build_model(TOLD)
-    randomise(told, seed=0)
-    plain = build_model(TOLD.override(["decoder.rivals=false"])).eval()
-    plain.load_state_dict({name: tensor for name, tensor in told.state_dict().items() if "rivals" not in name})
-    told.eval()
+    models = []
+    for rivals in (True, False):
+        torch.manual_seed(0)  # gives all other parts the same weights
+        models.append(build_model(TOLD.override([f"decoder.rivals={rivals}"])).eval())
+    told, plain = models
     images = torch.rand(2, 3, 64, 96)
-    assert (told(images).logits != plain(images).logits).any()
-    for embedding in told.decoder.rivals:
-        for parameter in embedding.embed.layers[-1].parameters():
-            torch.nn.init.zeros_(parameter)
     torch.testing.assert_close(told(images).logits, plain(images).logits, rtol=0, atol=0)
+    randomise(told, seed=0)
+    plain.load_state_dict({name: tensor for name, tensor in told.state_dict().items() if "rivals" not in name})
+    assert (told(images).logits != plain(images).logits).any()
+
+
+def test_learned_queries_have_no_scores_to_be_told_of() -> None:
+    with pytest.raises(ConfigError, match="come without scores"):
+        TOLD.override(["decoder.query_source=learned"])
 
 
 def test_every_parameter_learns_and_boxes_and_scores_get_no_gradient_through_it() -> None:
@@ -83,8 +88,7 @@ def test_every_parameter_learns_and_boxes_and_scores_get_no_gradient_through_it(
     model.train()(torch.rand(2, 3, 64, 96)).logits.sum().backward()
     idle = [n for n, p in model.decoder.rivals.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
-    # The last layer's scores see the first layer's box head through nothing but what rivals are told, if at all.
-    assert model.decoder.box_heads[0].layers[0].weight.grad is None
+    assert model.query_selection.class_head.weight.grad is None  # its scores are read by rivals alone here
 
 
 def in_training(model: RTDETR, images: Tensor, *, noise: int) -> tuple[Tensor, Tensor]:

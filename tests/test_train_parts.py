@@ -269,7 +269,9 @@ def test_last_epochs_are_plain() -> None:
 
 
 def test_recipes() -> None:
-    assert configured_model(recipe("default", model="rtdetr-n"), 6).decoder.queries == 100
+    ours = configured_model(recipe("default", model="rtdetr-n").override(["architecture=[encoder.variant=B]"]), 6)
+    assert (ours.decoder.queries, ours.decoder.rivals, ours.encoder.variant) == (100, True, "B")
+    assert not configured_model(recipe("deim"), 6).decoder.rivals
     assert (recipe("default").learning_rate, recipe("default", init="weights").learning_rate) == (6e-4, 2e-4)
     scratch, tuned = paper_v1(model="rtdetr-r50"), paper_v1(model="rtdetr-r50", init="weights")
     assert scratch.backbone_rate is None and scratch.freeze == ()

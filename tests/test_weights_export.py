@@ -176,6 +176,9 @@ class TestTransformers:
         for write in (write_transformers, write_authors):
             with pytest.raises(UsageError, match=r"has nothing like encoder\.variant=B"):
                 write(tmp_path / "out", info=info.model_copy(update={"model": ablated}), state={})
+        info, model = made(tiny(rivals=True))
+        with pytest.raises(UsageError, match=r"nothing like decoder\.rivals=True\. Train without .*rivals=false"):
+            write_authors(tmp_path / "out", info=info, state=model.state_dict())
         assert list(tmp_path.iterdir()) == []
 
 

@@ -153,11 +153,12 @@ class GraphSelection(nn.Module):
         count = min(own.queries, tokens) if isinstance(tokens, int) else own.queries
         anchors, valid = anchor_logits(shapes, like=memory)
         features = own.norm(own.project(memory * valid[:, None].to(memory.dtype)))
-        chosen = own.class_head(features).amax(dim=-1).topk(count, dim=1).indices[..., None]
+        scores = own.class_head(features)
+        chosen = scores.amax(dim=-1).topk(count, dim=1).indices[..., None]
         content = features.gather(1, chosen.expand(-1, -1, features.shape[2]))
         anchors = torch.where(valid[:, None], anchors, _CERTAIN)
         boxes = (own.box_head(content) + anchors[chosen[..., 0]]).sigmoid()
-        logits = own.class_head(content)  # of the chosen alone: what is told of rivals
+        logits = scores.gather(1, chosen.expand(-1, -1, scores.shape[2]))  # what is told of rivals
         return SelectedQueries(content=content, reference_cxcywh=boxes, logits=logits, boxes_cxcywh=None)
 
 

@@ -40,14 +40,14 @@ class Decoder(nn.Module):
         make_head = make_edge_head if config.box_refinement == "distribution" else make_box_head
         self.box_heads = nn.ModuleList(make_head(config.width) for _ in range(config.layers))
         self.first_box_head = make_box_head(config.width) if config.box_refinement == "distribution" else None
-        self.rivals = nn.ModuleList(
-            RivalEmbedding(width=config.width) for _ in range(config.layers if config.rivals else 0)
-        )
         self.query_position = MLP(4, 2 * config.width, config.width)
         self.denoising_embedding = nn.Embedding(num_classes + 1, config.width, padding_idx=num_classes)
         for parameter in self.query_position.parameters():
             if parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
+        with torch.random.fork_rng(devices=[]):  # a seed gives all other parts the same weights, with rivals or without
+            count = config.layers if config.rivals else 0
+            self.rivals = nn.ModuleList(RivalEmbedding(width=config.width) for _ in range(count))
 
     def forward(
         self,
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "batch queries width"]:
         """What layer `index` adds to its queries. Those of another group are no rivals."""
         batch, total, _ = logits.shape
-        if total <= self.queries:
+        if not self.training or total <= self.queries:
             return self.rivals[index](reference_cxcywh, logits)
         groups = (x.unflatten(1, (-1, self.queries)).flatten(0, 1) for x in (reference_cxcywh, logits))
         return self.rivals[index](*groups).unflatten(0, (batch, -1)).flatten(1, 2)

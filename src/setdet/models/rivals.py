@@ -21,6 +21,7 @@ class RivalEmbedding(nn.Module):
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
+        self.positions = Rivalry()  # exports keep what is called so in float32
         self.embed = MLP(5, width, width)
         for parameter in self.embed.layers[-1].parameters():
             nn.init.zeros_(parameter)
@@ -28,7 +29,16 @@ class RivalEmbedding(nn.Module):
     def forward(
         self, boxes_cxcywh: Float[Tensor, "batch queries 4"], logits: Float[Tensor, "batch queries classes"]
     ) -> Float[Tensor, "batch queries width"]:
-        return self.embed(rivalry(boxes_cxcywh.detach(), logits.detach()))
+        return self.embed(self.positions(boxes_cxcywh.detach(), logits.detach()))
+
+
+class Rivalry(nn.Module):
+    """`rivalry`, by a name in the graph."""
+
+    def forward(
+        self, boxes_cxcywh: Float[Tensor, "batch queries 4"], logits: Float[Tensor, "batch queries classes"]
+    ) -> Float[Tensor, "batch queries 5"]:
+        return rivalry(boxes_cxcywh, logits)
 
 
 def rivalry(
@@ -42,27 +52,32 @@ def rivalry(
     """
     dtype = torch.promote_types(boxes_cxcywh.dtype, torch.float32)
     boxes, logits = boxes_cxcywh.to(dtype), logits.to(dtype)
+    # Columns (B, Q, 1) are of the query that is told, rows (B, 1, Q) of the others. Nothing here adds or drops a
+    # dimension: OpenVINO would round there.
+    score = logits.amax(dim=-1, keepdim=True)
+    ahead = ((score.transpose(1, 2) - score) * _SHARPNESS).sigmoid()  # (B, Q, Q)
     probability = logits.sigmoid()
-    direction = probability / probability.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    score = logits.amax(dim=-1)
-    ahead = ((score[:, None, :] - score[:, :, None]) * _SHARPNESS).sigmoid()  # (B, Q, Q): of the second to the first
+    direction = probability / probability.norm(dim=-1, keepdim=True).clamp(min=1e-4)
     others = 1 - torch.eye(score.shape[1], dtype=dtype, device=score.device)
     alike = (direction @ direction.transpose(1, 2)).to(dtype) * others
 
-    x1, y1, x2, y2 = cxcywh_to_xyxy(boxes).movedim(-1, 0).contiguous()
-    shared_width = torch.minimum(x2[:, :, None], x2[:, None]) - torch.maximum(x1[:, :, None], x1[:, None])
-    shared_height = torch.minimum(y2[:, :, None], y2[:, None]) - torch.maximum(y1[:, :, None], y1[:, None])
-    shared = shared_width.clamp(min=0) * shared_height.clamp(min=0)
-    area = ((x2 - x1) * (y2 - y1)).clamp(min=1e-9)
-    iou = alike * shared / (area[:, :, None] + area[:, None] - shared)
-    better = ahead * alike * shared
-    return torch.stack(
+    corners = cxcywh_to_xyxy(boxes)
+    x1, y1, x2, y2 = corners.split(1, dim=2)
+    other_x1, other_y1, other_x2, other_y2 = corners.transpose(1, 2).contiguous().split(1, dim=1)
+    width = (torch.minimum(x2, other_x2) - torch.maximum(x1, other_x1)).clamp(min=0)
+    height = (torch.minimum(y2, other_y2) - torch.maximum(y1, other_y1)).clamp(min=0)
+    area = ((x2 - x1) * (y2 - y1)).clamp(min=1e-6)  # half precision has no much smaller number
+    other_area = area.transpose(1, 2)
+    shared = alike * width * height
+    iou = shared / (area + other_area - width * height)
+    better = ahead * shared
+    return torch.cat(
         [
-            (ahead * iou).amax(dim=2),
-            (better / area[:, :, None]).amax(dim=2),
-            (better / area[:, None]).amax(dim=2),
-            (ahead * iou).sum(dim=2).log1p(),
-            ((1 - ahead) * iou).sum(dim=2).log1p(),
+            (ahead * iou).amax(dim=2, keepdim=True),
+            (better / area).amax(dim=2, keepdim=True),
+            (better / other_area).amax(dim=2, keepdim=True),
+            (ahead * iou).sum(dim=2, keepdim=True).log1p(),
+            ((1 - ahead) * iou).sum(dim=2, keepdim=True).log1p(),
         ],
-        dim=-1,
+        dim=2,
     )

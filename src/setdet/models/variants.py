@@ -132,6 +132,12 @@ class DecoderConfig(Config):
             raise ValueError("groups of queries and edges as distributions don't go together: choose one")
         return self
 
+    @model_validator(mode="after")
+    def _rivals_have_scores(self) -> "DecoderConfig":
+        if self.rivals and self.query_source == "learned":
+            raise ValueError("learned queries come without scores, so none is better than another: leave out rivals")
+        return self
+
     @field_validator("eval_layers")
     @classmethod
     def _only_trained_ones(cls, eval_layers: int | None, info: Any) -> int | None:

@@ -18,6 +18,11 @@ class TrainConfig(Config):
 
     model: str = Field(default="rtdetr-r18", description="which model to build; `setdet models` lists them")
     queries: int = Field(default=100, ge=1, description="encoder features selected as object queries")
+    rivals: bool = Field(
+        default=False,
+        description="every decoder layer tells each query how better-scored ones overlap its box: fewer objects are "
+        "found twice; such weights cannot be written for the authors' code or transformers",
+    )
     architecture: tuple[str, ...] = Field(
         default=(),
         description="changes to the model's own configuration, such as 'encoder.interaction=cross'; "

@@ -48,7 +48,7 @@ def default(
         init=init,
         backbone_weights=backbone_weights,
         image_size=image_size,
-        architecture=("decoder.rivals=true",),
+        rivals=True,
         queries=100,
         denoising_queries=100,
         optimizer="muon",

@@ -108,6 +108,8 @@ def configured_model(config: TrainConfig, num_classes: int) -> ModelConfig:
         ConfigError: there is no such model, or a change does not fit it.
     """
     changes = [*config.architecture, f"decoder.queries={config.queries}"]
+    if config.rivals:
+        changes.append("decoder.rivals=true")
     return model_config(config.model, num_classes=num_classes).override(changes)
 
 

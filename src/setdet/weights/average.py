@@ -10,6 +10,8 @@ from setdet.errors import OutputError, UsageError, WeightsError
 from setdet.weights.files import CheckpointInfo, load_checkpoint, save_checkpoint
 from setdet.weights.tensors import check_fits, differences
 
+_ALIKE = 0.5  # least cosine of what two runs made of one matrix
+
 
 def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str]:
     """Writes a checkpoint whose weights, statistics of norms included, are the means of those in `paths`.
@@ -35,32 +37,42 @@ def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str
     if out.exists():
         raise OutputError(f"{out}: is there already. Choose another with --out, or remove it first.")
     infos: list[CheckpointInfo] = []
+    first: dict[str, torch.Tensor] = {}
     total: dict[str, torch.Tensor] = {}
+    apart: set[str] = set()
     for path in paths:
         info, state = load_checkpoint(path)
         infos.append(info)
-        _check_alike(paths[0], infos[0], path, info)
-        if not total:
+        if not first:
+            first = state
             total = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
             continue
+        _check_alike(paths[0], infos[0], path, info)
         check_fits(differences(total, state), lead=f"{path}: does not fit {paths[0]}")
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 total[name] += tensor
+            if tensor.ndim > 1 and torch.cosine_similarity(tensor.flatten(), first[name].flatten(), dim=0) < _ALIKE:
+                apart.add(name)
     dtype = torch.float16 if half else torch.float32
     mean = {name: (t / len(paths)).to(dtype) if t.is_floating_point() else t for name, t in total.items()}
     if too_large := [name for name, tensor in mean.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{', '.join(too_large[:3])}: holds numbers too large for half precision: leave out --half.")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, state=mean, info=infos[0].model_copy(update={"history": _history(infos, half=half)}))
-    return _notes(paths, infos)
+    if not apart:
+        return []
+    return [
+        f"{len(apart)} of {sum(tensor.ndim > 1 for tensor in first.values())} weight matrices have little in common "
+        f"(first: {sorted(apart)[0]}): these runs did not begin alike there. Measure their mean before you use it."
+    ]
 
 
 def _check_alike(first: Path, ours: CheckpointInfo, path: Path, theirs: CheckpointInfo) -> None:
     for field in ("model", "class_names", "preprocessing"):
         if getattr(ours, field) != getattr(theirs, field):
             what = field.replace("_", " ")
-            raise WeightsError(f"{path}: its {what} differ from those of {first}; only detectors alike have a mean.")
+            raise WeightsError(f"{path}: not the {what} of {first}; only detectors that are alike have a mean.")
 
 
 def _history(infos: list[CheckpointInfo], *, half: bool) -> dict[str, Any]:
@@ -68,13 +80,3 @@ def _history(infos: list[CheckpointInfo], *, half: bool) -> dict[str, Any]:
     if len(infos) == 1:
         return infos[0].history | rounded
     return {"average_of": [info.history for info in infos], **rounded}
-
-
-def _notes(paths: Sequence[Path], infos: list[CheckpointInfo]) -> list[str]:
-    starts = [info.history.get("config", {}).get("init") for info in infos]
-    if len(paths) > 1 and (None in starts or len(set(starts)) > 1):
-        began = ", ".join(
-            f"{path} from {start or 'random or unknown weights'}" for path, start in zip(paths, starts, strict=True)
-        )
-        return [f"These did not begin alike ({began}): expect their mean to be worse than each."]
-    return []

@@ -132,7 +132,7 @@ def initialize_from(model: "RTDETR", path: Path, class_names: tuple[str, ...]) -
         report.append(f"what queries are told of their rivals starts anew ({len(ours)} tensors)")
     if theirs and not ours:
         state = {name: tensor for name, tensor in state.items() if name not in theirs}
-        report.append(f"what queries are told of their rivals is left out: this model has no such part ({len(theirs)})")
+        report.append("what queries are told of their rivals is left out; to keep it: --set rivals=true")
     check_fits(
         differences(own, state),
         lead=f"{path}: is a {info.model.name} and does not fit {model.config.name}",
