@@ -49,7 +49,7 @@ def records(out: Path) -> Iterator[Run]:
     began = {**small, "epochs": 4, "init": str(out / "surfaces-n-first")}
     then = (fifty, "evaluate_every=4", "checkpoint_every_steps=200")
     yield Run("surfaces-n", "record", began, then, pictures=lambda: surfaces(out, 4_400, 78))
-    for seed in (0, 1):
+    for seed in SEEDS:
         ends = (fifty, "augment.photometric=0.3", "evaluate_every=16", "checkpoint_every_steps=180")
         yield Run(
             f"record-n-{seed}", "record", {**small, "epochs": 32, "init": "rtdetr-n/surfaces", "seed": seed}, ends
