@@ -25,6 +25,7 @@ from setdet.api import read_with_split
 from setdet.report.run import read_epochs
 
 PAGE = Path(__file__).parent.parent / "docs/studies/query-selection.md"
+RESULTS = Path(__file__).with_name("query-selection.json")
 BEGIN, END = "<!-- written by benchmarks/query_selection_study.py -->", "<!-- end -->"
 SEEDS = (0, 1, 2)
 SAME = (
@@ -40,6 +41,13 @@ VARIANTS = {
     "copies": ("loss.classification=varifocal", "loss.selection_copies=4"),
     "rivals": ("loss.classification=varifocal", "rivals=true"),
     "muon": ("loss.classification=varifocal", "optimizer=muon"),
+}
+# What is drawn, of the first seed: the paper's two, and those that move furthest.
+SHOWN = ("plain", "iou", "rivals", "muon")
+CHARTS = {
+    "score-iou": "Score and IoU of the selected features, one dot a feature: good ones lie to the upper right.",
+    "recall": "Objects that the best features cover: with the right class, and with any.",
+    "calibration": "What scores promise, and what comes.",
 }
 # What is compared: its name on the page, and how it is read.
 FIGURES = {
@@ -70,14 +78,17 @@ def main() -> None:
         return
     analyses: dict[str, QueryAnalysis] = {}
     measured = {run.name: look_into(run, args.out, args.data, analyses) for run in done}
-    (args.out / "results.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    first = {name: analyses[f"{name}-0"] for name in VARIANTS if f"{name}-0" in analyses}
-    for section in sections(first):
-        for chart in section.charts:
-            PAGE.with_name(f"query-selection-{chart.name}.svg").write_text(chart.file(), encoding="utf-8")
+    RESULTS.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    first = {name: analyses[f"{name}-0"] for name in SHOWN if f"{name}-0" in analyses}
+    pictures = []
+    for chart in (chart for section in sections(first) for chart in section.charts if chart.name in CHARTS):
+        picture = PAGE.with_name(f"query-selection-{chart.name}.svg")
+        picture.write_text(chart.file(), encoding="utf-8")
+        pictures.append(f"![{CHARTS[chart.name]}]({picture.name})\n")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(measured)}\n{END}{after}", encoding="utf-8")
+    written = "\n".join(["", tables(measured), *pictures, END])
+    PAGE.write_text(f"{before}{BEGIN}\n{written}{after}", encoding="utf-8")
 
 
 def look_into(run: Run, out: Path, data: Path, analyses: dict[str, QueryAnalysis]) -> dict[str, Any]:
