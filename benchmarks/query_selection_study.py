@@ -122,11 +122,11 @@ def tables(measured: dict[str, dict[str, Any]]) -> str:
     for name, found in by_variant.items():
         if not found:
             continue
-        cells = [spread([one[key] for one in found]) for key in FIGURES.values()]
+        cells = [spread([one[key] for one in found], digits(key)) for key in FIGURES.values()]
         means.append(f"| `{name}` | {len(found)} | {' | '.join(cells)} |")
         both = [(one, reference[one["seed"]]) for one in found if one["seed"] in reference]
         if both and found[0] is not next(iter(reference.values()), None):
-            cells = [interval([one[key] - other[key] for one, other in both]) for key in FIGURES.values()]
+            cells = [interval([one[key] - other[key] for one, other in both], digits(key)) for key in FIGURES.values()]
             pairs.append(f"| `{name}` | {len(both)} | {' | '.join(cells)} |")
     return "\n".join(
         [
@@ -139,20 +139,25 @@ def tables(measured: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def spread(values: Sequence[float]) -> str:
+def digits(key: str) -> int:
+    """Behind the point; shares of the selected features are small."""
+    return 4 if key.startswith("prop") else 3
+
+
+def spread(values: Sequence[float], digits: int) -> str:
     """Mean and standard deviation."""
     if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float], digits: int) -> str:
     """Mean, and the half width of its 95 % interval; bold where that leaves out zero."""
     mean = statistics.mean(values)
     if len(values) < 2:
-        return f"{mean:+.3f}"
+        return f"{mean:+.{digits}f}"
     half = float(students_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / np.sqrt(len(values))
-    text = f"{mean:+.3f} ± {half:.3f}"
+    text = f"{mean:+.{digits}f} ± {half:.{digits}f}"
     return f"**{text}**" if abs(mean) > half else text
 
 

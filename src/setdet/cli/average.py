@@ -15,7 +15,7 @@ def average(
     out: Annotated[Path, typer.Option(help="The new file, such as average.safetensors.")],
     half: Annotated[bool, typer.Option("--half", help="Store half precision: half the size.")] = False,
 ) -> None:
-    """Average the weights of several runs: often better than each, at the cost of one.
+    """Average the weights of several runs: often about as good as the best of them, at the cost of one.
 
     For runs that differ in --seed or in settings and started from the same weights (--init). One run and --half make a
     small file of it.

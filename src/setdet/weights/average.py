@@ -17,7 +17,8 @@ def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str
     """Writes a checkpoint whose weights, statistics of norms included, are the means of those in `paths`.
 
     Runs that were fine-tuned from the same weights end in one valley of the loss, and the mean of what they found is
-    often better than each, at the cost of one. Runs that began differently have nothing in common to average.
+    often about as good as the best of them, at the cost of one. Runs that began differently have nothing in common to
+    average.
 
     Args:
         paths: checkpoints of one model, for the same classes and the same input.
@@ -72,7 +73,18 @@ def _check_alike(first: Path, ours: CheckpointInfo, path: Path, theirs: Checkpoi
     for field in ("model", "class_names", "preprocessing"):
         if getattr(ours, field) != getattr(theirs, field):
             what = field.replace("_", " ")
-            raise WeightsError(f"{path}: not the {what} of {first}; only detectors that are alike have a mean.")
+            found = _apart(theirs.to_dict()[field], ours.to_dict()[field])
+            raise WeightsError(
+                f"{path}: not the {what} of {first} ({found}); only detectors that are alike have a mean."
+            )
+
+
+def _apart(theirs: Any, ours: Any, name: str = "") -> str:
+    """The first thing that differs, such as "decoder.rivals is False, not True"."""
+    if isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
+        key = next(key for key in theirs if theirs[key] != ours[key])
+        return _apart(theirs[key], ours[key], f"{name}.{key}".removeprefix("."))
+    return f"{name} is {theirs}, not {ours}".removeprefix(" ")
 
 
 def _history(infos: list[CheckpointInfo], *, half: bool) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
 def _check_plain(config: ModelConfig, whose: str) -> None:
     if found := extras(config):
         raise UsageError(
-            f"{config.name} cannot be written: {whose} has nothing like {', '.join(found)}. Train without (a paper's "
-            "recipe, or --set rivals=false) for weights that can."
+            f"{config.name} cannot be written: {whose} has nothing like {', '.join(found)}. Train without "
+            "(--set rivals=false, or --recipe paper-v2) for weights that can."
         )
 
 
