@@ -19,7 +19,7 @@ from scipy.stats import t as students_t
 from study_runs import Run, arguments, go_through
 
 import setdet
-from setdet.analyze.queries import QueryAnalysis, analyze_queries
+from setdet.analyze.queries import OUTSIDE, QueryAnalysis, analyze_queries
 from setdet.analyze.query_findings import sections
 from setdet.api import read_with_split
 from setdet.report.run import read_epochs
@@ -58,7 +58,11 @@ FIGURES = {
     "rank correlation": "spearman",
     "calibration error": "calibration_error",
     "recall at 10": "recall_10",
+    "recall at 30": "recall_30",
     "recall at 100": "recall_100",
+    "on P3": "on_p3",
+    "on P5": "on_p5",
+    "in no object": "in_no_object",
     "instability": "instability",
 }
 
@@ -97,7 +101,7 @@ def look_into(run: Run, out: Path, data: Path, analyses: dict[str, QueryAnalysis
     dataset = read_with_split(data, "val")
     analysis = analyze_queries(detector.predictor, dataset.splits["val"], class_names=dataset.class_names)
     analyses[run.name] = analysis
-    values = analysis.to_dict()
+    values, places = analysis.to_dict(), analysis.places
     evaluation = detector.evaluate(data)
     epochs = read_epochs(out / run.name / "metrics.jsonl")
     followed = [one["matching_instability"] for one in epochs if one.get("matching_instability") is not None]
@@ -108,7 +112,11 @@ def look_into(run: Run, out: Path, data: Path, analyses: dict[str, QueryAnalysis
         "ap50": evaluation.ap50,
         **{key: values[key] for key in ("prop_cls", "prop_both", "spearman", "calibration_error")},
         "recall_10": analysis.recall_at(10)["recall"],
+        "recall_30": analysis.recall_at(30)["recall"],
         "recall_100": analysis.recall_at(100)["recall"],
+        "on_p3": float(places[0].sum() / places.sum()),
+        "on_p5": float(places[2].sum() / places.sum()),
+        "in_no_object": float(places[:, OUTSIDE].sum() / places.sum()),
         "instability": statistics.mean(followed),
     }
 
