@@ -22,9 +22,16 @@ from setdet.report.compare import read_run
 
 SEEDS = (0, 1, 2)
 # What the machine needs to be told, the same for every run.
-HERE = ("evaluate_every=3", "checkpoint_every_steps=144")
+HERE = ("workers=0", "evaluate_every=3", "checkpoint_every_steps=144")
 # The published warm-up and average span 2,000 and 10,000 steps, of 527,000: scaled, they span as large a part of ours.
 SCALED = ("warmup_steps=null", "ema_decay=null", "ema_warmup_steps=null")
+
+
+def trials() -> Iterator[Run]:
+    """The learning rate of the published recipe without pretrained weights, at the size of ablations."""
+    for rate in ("2e-4", "4e-4", "1e-4"):
+        settings = {"model": "rtdetr-n", "recipe": "paper-v1", "image_size": 160, "epochs": 12, "select_on": 0.2}
+        yield Run(f"trial-{rate}", "trial", settings, (*HERE, *SCALED, f"learning_rate={rate}"))
 
 
 def runs() -> Iterator[Run]:
@@ -95,7 +102,7 @@ def write_results(out: Path, done: list[Run]) -> None:
 
 def main() -> None:
     args = arguments(__doc__)
-    done = go_through([*runs(), *records(args.out)], args)
+    done = go_through([*trials(), *runs(), *records(args.out)], args)
     if done:
         write_results(args.out, done)
 
