@@ -258,7 +258,9 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         "precision": 0.5,
         "recall": 0.25,
         "flat_since": None,
+        "trend": "still rising",
     }
+    assert other.to_dict()["trend"] == "–"  # of one evaluation
     assert differences([first, second, other]) == {"seed": [0, 1, 0], "epochs": [2, 2, 1]}
     (group,) = over_seeds([first, second, other])
     assert group["runs"] == ["a", "b"]
@@ -278,4 +280,4 @@ def test_a_run_is_flat_since_its_last_gain(tmp_path: Path) -> None:
     rising = read_run(_run_folder(tmp_path / "b", seed=0, ap50=[0.2, 0.4, 0.6]))
     assert rising.flat_since is None
     page = write_comparison(tmp_path / "page.html", [run, rising]).read_text(encoding="utf-8")
-    assert "epoch 2</td>" in page and "still rising</td>" in page
+    assert "flat since epoch 2</td>" in page and "still rising</td>" in page

@@ -31,14 +31,14 @@ def report(
         typer.echo(json.dumps({**values, "settings": differences(read)}, indent=1, ensure_ascii=False))
         return
     show_table(
-        ("run", "epoch", "minutes", *FIGURES.values(), "flat since"),
+        ("run", "epoch", "minutes", *FIGURES.values(), "trend"),
         [
             (
                 row["run"],
                 "–" if row["epoch"] is None else row["epoch"],
                 "–" if row["minutes"] is None else f"{row['minutes']:.1f}",
                 *("–" if row[key] is None else f"{row[key]:.3f}" for key in FIGURES),
-                "still rising" if row["flat_since"] is None else f"epoch {row['flat_since']}",
+                row["trend"],
             )
             for row in (run.to_dict() for run in read)
         ],

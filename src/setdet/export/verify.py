@@ -80,9 +80,9 @@ class Differences:
         if self.detail:
             return f"{self.name}: {self.detail}"
         return (
-            f"{self.name}: {self.found:.1%} of {self.compared} detections found again; boxes within "
-            f"{self.box_px:.2g} px (at most {self.box_px_most:.2g}), scores within {self.score:.2g} "
-            f"(at most {self.score_most:.2g})"
+            f"{self.name}: {self.found:.1%} of {self.compared} detections found again; 95% of the boxes within "
+            f"{self.box_px:.2g} px (the farthest {self.box_px_most:.2g}), of the scores within {self.score:.2g} "
+            f"(the farthest {self.score_most:.2g})"
         )
 
     def used(self, tolerance: Tolerance) -> float:

@@ -49,6 +49,7 @@ class Run:
             "minutes": last.get("minutes"),
             **{key: values.get(key) for key in FIGURES},
             "flat_since": self.flat_since,
+            "trend": self.trend,
         }
 
     @property
@@ -57,6 +58,13 @@ class Run:
         curve = [(line["epoch"], value) for line in self.measured if (value := line[str(self.measured_on)].get("ap"))]
         best = max((value for _, value in curve), default=0.0)
         return next((epoch for epoch, value in curve[:-1] if value >= best - _NO_GAIN), None)
+
+    @property
+    def trend(self) -> str:
+        """`flat_since` for people; one evaluation is no trend."""
+        if len(self.measured) < 2:
+            return "–"
+        return "still rising" if self.flat_since is None else f"flat since epoch {self.flat_since}"
 
 
 def read_run(folder: Path) -> Run:

@@ -62,7 +62,7 @@ def write_run_report(
     history = info.history
     lead = (
         f"{info.model.name} at {height} × {width} pixels, {history.get('epochs', '?')} epochs over "
-        f"{history.get('pictures', '?')} pictures in {history.get('minutes', 0):.0f} minutes"
+        f"{history.get('pictures', '?')} pictures in {history.get('minutes', 0):.1f} minutes"
     )
     lead += f"; measured on {len(records)} pictures ({measured_on})." if records else "; not measured on any picture."
     config = folder / "config.yaml"
