@@ -4,8 +4,9 @@
     python benchmarks/neu_det_study.py --data $SETDET_NEU_DET --out runs/study                   # everything, in order
     python benchmarks/neu_det_study.py --data $SETDET_NEU_DET --out runs/study --only paper-v1   # names that start so
 
-A run that is done is left alone, one that was stopped is resumed, and at the end the figures of all that are done are
-written to results.json beside them. Several of these may share the folder, each with another `--only`.
+A run that is done is left alone, one that was stopped is resumed, and at the end the curves of all that are done are
+written to neu-det.json, beside those that are there already, and the page's table and picture of them anew. Several of
+these may share the folder, each with another `--only`.
 
 Runs of the stage `convergence` train on four fifths of the training split and are measured on the rest of it, so that
 settings can be chosen by them. Runs of the stage `record` train on the whole training split, and are measured on the
@@ -13,14 +14,28 @@ validation split.
 """
 
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from study_runs import Run, arguments, go_through
+import matplotlib.pyplot as plt
+from study_runs import Run, arguments, go_through, spread
 
 from setdet.report.compare import read_run
 
+PAGE = Path(__file__).parent.parent / "docs/studies/neu-det.md"
+RESULTS = Path(__file__).with_name("neu-det.json")
+PICTURE = PAGE.with_name("neu-det-convergence.svg")
+BEGIN, END = "<!-- written by benchmarks/neu_det_study.py -->", "<!-- end -->"
 SEEDS = (0, 1, 2)
+# What is compared, in colours that everybody tells apart (Okabe and Ito).
+RECIPES = {
+    "default": "#0072B2",
+    "default-surfaces": "#009E73",
+    "paper-v1": "#D55E00",
+    "paper-v1-scaled": "#CC79A7",
+}
 # What the machine needs to be told, the same for every run.
 HERE = ("workers=0", "checkpoint_every_steps=144")
 # The published warm-up and average span 2,000 and 10,000 steps, of 527,000: scaled, they span as large a part of ours.
@@ -85,20 +100,78 @@ def surfaces(out: Path, count: int, seed: int) -> Path:
     return folder
 
 
-def write_results(out: Path, done: list[Run]) -> None:
-    """Configuration and curve of every run that is done."""
-    results = {}
-    for run in done:
-        read = read_run(out / run.name)
-        results[run.name] = {
-            "stage": run.stage,
-            "measured_on": read.measured_on,
-            "curve": [
-                {"epoch": line["epoch"], "minutes": line["minutes"], **line[str(read.measured_on)]}
-                for line in read.measured
-            ],
-        }
-    (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+def write_results(out: Path, done: Sequence[Run]) -> None:
+    """The curve of every run that is done goes to RESULTS, and from there onto the page."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results |= {run.name: curve(run, out / run.name) for run in done}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    compared = {recipe: by_seed(results, recipe) for recipe in RECIPES}
+    compared = {recipe: runs for recipe, runs in compared.items() if runs}
+    draw(compared)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(compared)}\n\n{END}{after}", encoding="utf-8")
+
+
+def curve(run: Run, folder: Path) -> dict[str, Any]:
+    """Everything that was measured while it trained."""
+    read = read_run(folder)
+    figures = ("ap", "ap50", "precision", "recall")
+    return {
+        "stage": run.stage,
+        "measured_on": read.measured_on,
+        "curve": [
+            {
+                "epoch": line["epoch"],
+                "minutes": round(line["minutes"], 2),
+                **{key: round(line[str(read.measured_on)][key], 4) for key in figures},
+            }
+            for line in read.measured
+        ],
+    }
+
+
+def by_seed(results: dict[str, Any], recipe: str) -> list[list[dict[str, float]]]:
+    """The curves of a recipe's runs."""
+    return [results[name]["curve"] for seed in SEEDS if (name := f"{recipe}-{seed}") in results]
+
+
+def draw(compared: dict[str, list[list[dict[str, float]]]]) -> None:
+    """mAP50-95 of every run over epochs and over minutes."""
+    plt.rcParams["svg.hashsalt"] = "setdet"  # the same runs give the same file
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, along, label in zip(axes, ("epoch", "minutes"), ("epochs", "minutes of one core"), strict=True):
+        for recipe, curves in compared.items():
+            for index, points in enumerate(curves):
+                xs, ys = ([point[key] for point in points] for key in (along, "ap"))
+                axis.plot(xs, ys, ".-", color=RECIPES[recipe], linewidth=1, label=None if index else recipe)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("mAP50-95")
+    axes[1].legend(frameon=False, loc="lower right")
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def table(compared: dict[str, list[list[dict[str, float]]]]) -> str:
+    """How far each recipe comes, and when it has come as far as `paper-v1` ever does."""
+    theirs = [points[-1]["ap"] for name in ("paper-v1", "paper-v1-scaled") for points in compared.get(name, [])]
+    rows = [
+        "| | seeds | epochs | minutes | mAP50-95 | mAP50 | passes the best of `paper-v1` at epoch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe, curves in compared.items():
+        last = [points[-1] for points in curves]
+        minutes = statistics.mean(point["minutes"] for point in last)
+        cells = [spread([point[key] for point in last]) for key in ("ap", "ap50")]
+        passed = "–"
+        if theirs and not recipe.startswith("paper"):
+            epochs = [next((p["epoch"] for p in points if p["ap"] > max(theirs)), None) for points in curves]
+            passed = ", ".join("never" if epoch is None else str(epoch) for epoch in epochs)
+        rows.append(
+            f"| `{recipe}` | {len(curves)} | {last[0]['epoch']} | {minutes:.0f} | {' | '.join(cells)} | {passed} |"
+        )
+    return "\n".join(rows)
 
 
 def main() -> None:

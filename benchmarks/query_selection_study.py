@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t as students_t
-from study_runs import Run, arguments, go_through
+from study_runs import Run, arguments, go_through, spread
 
 import setdet
 from setdet.analyze.queries import OUTSIDE, QueryAnalysis, analyze_queries
@@ -150,13 +150,6 @@ def tables(measured: dict[str, dict[str, Any]]) -> str:
 def digits(key: str) -> int:
     """Behind the point; shares of the selected features are small."""
     return 4 if key.startswith("prop") else 3
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def interval(values: Sequence[float], digits: int) -> str:

@@ -1,6 +1,7 @@
 """What the studies share: a list of training runs, gone through by one command that goes on where it stopped."""
 
 import argparse
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,12 @@ def go_through(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
 def is_done(folder: Path) -> bool:
     """Its report is the last thing that a run writes."""
     return (folder / "report.html").is_file()
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and standard deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _go_on_with(run: Run, args: argparse.Namespace) -> None:

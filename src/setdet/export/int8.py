@@ -22,6 +22,8 @@ from setdet.runtime.exported import ExportedRuntime, ExportInfo
 from setdet.runtime.openvino import OpenVINOEngine
 
 _NETWORK = ("backbone", "encoder", "memory_proj", "query_selection", "decoder")
+# Never in eight bits: little arithmetic, and what overlaps what decides between two queries.
+_LEFT_OUT = r"decoder\.rivals"
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 _JUDGED = 16  # pictures that harm is measured on
 _TRIED = 32  # pictures of a calibration that is only tried out
@@ -102,7 +104,7 @@ def sensitive_parts(
 def parts_of(model: ov.Model) -> list[str]:
     """The parts that can be quantised by themselves: a stage, a fusion block, a decoder layer, a head."""
     names = (op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in _WEIGHTED)
-    paths = (name.partition("/")[0].split(".") for name in names)
+    paths = (name.partition("/")[0].split(".") for name in names if not re.match(_LEFT_OUT, name))
     return list(
         dict.fromkeys(
             ".".join(path[: 3 if len(path) > 2 and path[2].isdigit() else 2]) for path in paths if path[0] in _NETWORK
@@ -111,13 +113,13 @@ def parts_of(model: ov.Model) -> list[str]:
 
 
 def _all_but(kept: Sequence[str]) -> list[str]:
-    """Patterns of what stays as it is: whatever lies around the network, positions, and `kept` of it."""
+    """Patterns of what stays as it is: whatever lies around the network, what is left out always, and `kept` of it."""
     return [*_only("|".join(_NETWORK)), *(rf"^{part}[./]" for part in kept)]
 
 
 def _only(part: str) -> list[str]:
-    """Patterns of all but a part of the network, and of positions everywhere."""
-    return [rf"^(?!({part})[./])", rf".*{re.escape(POSITIONS)}"]
+    """Patterns of all but a part of the network, of positions everywhere, and of what is left out always."""
+    return [rf"^(?!({part})[./])", rf".*{re.escape(POSITIONS)}", rf"^{_LEFT_OUT}[./]"]
 
 
 def _quantise(model: ov.Model, inputs: Sequence[NDArray[Any]], ignored: list[str]) -> ov.Model:
