@@ -67,6 +67,10 @@ def test_runs_that_began_differently_are_told_of(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.safetensors", state=other, info=info)
     (note,) = average([tuned, tmp_path / "other.safetensors"], out=tmp_path / "mean.safetensors")
     assert note.startswith("1 of ") and "first: decoder.class_heads.0.weight" in note
+    blank = {**state, "decoder.class_heads.0.weight": torch.zeros_like(state["decoder.class_heads.0.weight"])}
+    for path in (tuned, tmp_path / "other.safetensors"):
+        save_checkpoint(path, state=blank, info=info)
+    assert average([tuned, tmp_path / "other.safetensors"], out=tmp_path / "again.safetensors") == []
 
 
 @pytest.mark.parametrize(

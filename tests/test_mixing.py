@@ -103,6 +103,20 @@ def test_a_crowd_is_not_pasted() -> None:
     assert len(result.labels) == 0 and not result.image.any()
 
 
+def test_nothing_is_pasted_into_a_crowd() -> None:
+    donor = painted(1)
+    assert (donor.boxes_xyxy_px[:, 2] > 8).all()
+    corner = np.array([[0, 0, 180, 120]], np.float32)
+    crowd = Sample(np.zeros((120, 180, 3), np.uint8), corner, np.zeros(1, np.int64), np.ones(1, np.bool_), "crowd")
+    small = donor.boxes_xyxy_px[0].copy()
+    small[2:] += 1  # a crowd's corner: a hundredth of the object lies in it
+    crowd.boxes_xyxy_px[0] = [small[0] - 40, small[1] - 40, small[0] + 3, small[1] + 3]
+    donor = Sample(donor.image, small[None], donor.labels[:1], donor.crowd[:1], "donor")
+    assert len(copy_blend(crowd, donor, np.random.default_rng(0)).labels) == 1
+    crowd.crowd[:] = False  # an ordinary object may be covered that far
+    assert len(copy_blend(crowd, donor, np.random.default_rng(0)).labels) == 2
+
+
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_blend"])
 def test_pictures_are_mixed_as_often_as_asked_and_the_same_under_a_seed(kind: str) -> None:
     empty = Sample(np.full((120, 180, 3), 30, np.uint8), np.zeros((0, 4), np.float32), *nothing(), "empty")

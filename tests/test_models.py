@@ -236,6 +236,9 @@ def test_edges_as_distributions_describe_any_box_within_reach() -> None:
     torch.testing.assert_close(boxes_from_edges(logits, reference), boxes, rtol=1e-12, atol=1e-12)
     alike = torch.zeros(200, 4, BINS + 1, dtype=torch.float64)
     torch.testing.assert_close(boxes_from_edges(alike, reference), reference, rtol=1e-12, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = boxes_from_edges(logits.float(), reference.float())
+    torch.testing.assert_close(found.double(), boxes, rtol=1e-6, atol=1e-6)  # mixed precision rounds no box
     inverted = torch.zeros(1, 4, BINS + 1, dtype=torch.float64)
     inverted[..., 0] = 99.0  # every edge a whole side inwards
     assert (boxes_from_edges(inverted, reference[:1])[:, 2:] > 0).all()

@@ -1,24 +1,27 @@
 """The parts of training, each alone: schedule, average, parameter groups, loss checks, logs, configuration."""
 
+import errno
 import itertools
 import json
 import math
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from setdet.data.schema import Dataset, Record
 from setdet.data.sources import make_splits
 from setdet.data.transforms import AugmentConfig
-from setdet.errors import ConfigError, TrainingError
+from setdet.errors import ConfigError, OutputError, TrainingError
 from setdet.models.rtdetr import build_model
 from setdet.training.config import TrainConfig
 from setdet.training.devices import choose_device, choose_precision
 from setdet.training.ema import Ema, decay_for, warmup_for
-from setdet.training.logs import MOST_SKIPPED_IN_A_ROW, LossWatch, RunLog, SkippedStep, mean_terms
+from setdet.training.logs import MOST_SKIPPED_IN_A_ROW, LossWatch, RunLog, SkippedStep, mean_terms, total
 from setdet.training.optim import (
     build_optimizer,
     frozen_modules,
@@ -30,6 +33,7 @@ from setdet.training.optim import (
 from setdet.training.recipes import paper_v1, recipe
 from setdet.training.schedule import rate_factor, warmup_steps_for
 from setdet.training.setup import augment_in, choose_pictures, configured_model, resolved
+from setdet.training.state import Progress, save_state
 from setdet.training.step import noise_generator
 
 
@@ -80,7 +84,7 @@ def test_ema_follows_its_formula_and_keeps_buffers() -> None:
         with torch.no_grad():
             for value in model.state_dict().values():
                 value.add_(1) if value.dtype == torch.int64 else value.mul_(1.5).add_(0.1)
-        ema.update(model, step=step)
+        ema.update(step=step)
         decay = 0.9 * (1 - math.exp(-step / 5))
         for name, value in model.state_dict().items():
             expected[name] = (
@@ -183,6 +187,50 @@ def test_loss_watch_gives_up_on_a_run_that_skips_every_step() -> None:
     steps(MOST_SKIPPED_IN_A_ROW - 1, math.nan)
     with pytest.raises(TrainingError, match=r"20 steps in a row up to step 9 .* gradient \(norm nan\).*a\.png"):
         steps(1, math.nan)
+
+
+def test_a_full_disk_is_said_and_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 2)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    state = tmp_path / "state" / "state.pt"
+
+    def save() -> None:
+        save_state(
+            state,
+            model=model,
+            ema=Ema(model=model, decay=0.9, warmup_steps=5),
+            optimizer=torch.optim.AdamW(model.parameters()),
+            fabric=fabric,
+            progress=Progress(),
+            config=TrainConfig(),
+            data="",
+        )
+
+    save()
+    before = state.read_bytes()
+
+    def full(_: object, file: IO[bytes]) -> None:
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match=r"state\.pt: cannot be written .*No space left on device.*--resume"):
+        save()
+    assert state.read_bytes() == before and list(state.parent.iterdir()) == [state]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    log = RunLog(folder=tmp_path, total_batches=1, done_batches=0, step=0, epoch=0, active=True)
+    log._file.close()
+    log._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
+    with log, pytest.raises(OutputError, match=r"/dev/full: cannot be written \(No space left on device\)"):
+        log.write({"kind": "step", "step": 1, "epoch": 1})
+
+
+def test_where_every_step_was_skipped_there_is_no_loss() -> None:
+    assert total({}) is None and total({"class": 1.0, "box": 0.5}) == 1.5
 
 
 def test_log_drops_lines_of_lost_work_and_a_line_cut_short(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 A verb imports what it needs when it runs, so that help appears at once and without torch.
 """
 
+import errno
 import logging
 import os
 import warnings
@@ -114,6 +115,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         show_error("Interrupted.")
         return 130
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(SetdetError(f"{error.filename or 'Output'}: the disk is full. Make room, and start again."))
         if error.filename is None:
             raise
         return _fail(SetdetError(f"{error.filename}: {error.strerror}."))

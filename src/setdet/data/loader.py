@@ -1,6 +1,8 @@
 """Training batches: decoded, augmented, and the same whatever the number of workers and wherever one starts."""
 
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +118,9 @@ class TrainingLoader:
         return max(0, len(self._batches) - self._first_batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._workers:
+        # Forked workers have what this process has decoded; others would decode everything again in every epoch.
+        fork = self._workers > 0 and sys.platform == "linux"
+        if fork:
             self._batches.fill_cache()
         loader: DataLoader[Batch | SetdetError] = DataLoader(
             self._batches,
@@ -125,6 +129,7 @@ class TrainingLoader:
             num_workers=min(self._workers, _cores()),  # PyTorch warns of more
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
+            multiprocessing_context="fork" if fork else None,
             # The loader draws a seed for its workers, which nothing here uses, and must not draw it from the
             # generator that training draws from: a resumed run would go another way.
             generator=torch.Generator(),
@@ -265,7 +270,8 @@ class _Batches(TorchDataset[Batch | SetdetError]):
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
     """Packs samples of one size into a batch; crowd boxes are left out."""
-    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2).contiguous()
+    # Channels last, as the pictures are and as they are trained on.
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     boxes, labels = [], []
     for sample in samples:
         height, width = sample.image.shape[:2]
@@ -295,6 +301,8 @@ def _cores() -> int:
 
 
 def _start_worker(_: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the one that trains finishes its step, and needs its workers for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Workers are the parallelism; and a forked process must not use OpenCV's threads, which did not survive the fork.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -121,7 +121,7 @@ def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
 def copy_blend(base: Sample, donor: Sample, rng: np.random.Generator) -> Sample:
     """Pastes up to three objects of `donor` where they lie there, at the brightness of the place, with soft edges.
 
-    An object that would cover one that is there, or touches a crowd, is left out.
+    An object that would cover one that is there, or is a crowd or touches one, is left out.
     """
     image = base.image.astype(np.float32)
     size = np.array([image.shape[1], image.shape[0]], np.float32)
@@ -130,7 +130,8 @@ def copy_blend(base: Sample, donor: Sample, rng: np.random.Generator) -> Sample:
         box = donor.boxes_xyxy_px[index]
         there = np.concatenate([base.boxes_xyxy_px, donor.boxes_xyxy_px[pasted]])
         smaller = np.minimum(_area(there), _area(box[None]))
-        if donor.crowd[index] or (_intersection(there, box) > _MOST_COVERED * smaller).any():
+        in_crowd = donor.crowd[index] or (_intersection(base.boxes_xyxy_px[base.crowd], box) > 0).any()
+        if in_crowd or (_intersection(there, box) > _MOST_COVERED * smaller).any():
             continue
         margin = _PASTE_MARGIN * (box[2:] - box[:2]) + 1
         left, top = np.floor((box[:2] - margin).clip(min=0)).astype(int)

@@ -31,7 +31,8 @@ def boxes_from_edges(
 
     An edge stops just short of the reference's centre, so that no box is turned inside out.
     """
-    shifts = edge_logits.softmax(dim=-1) @ bin_shifts(like=edge_logits)
+    shares = edge_logits.softmax(dim=-1)
+    shifts = (shares * bin_shifts(like=shares)).sum(dim=-1)  # not a matrix product, which autocast would round
     center, size = reference_cxcywh.split(2, dim=-1)
     from_center = (0.5 * _SCALE + shifts).clamp(min=1e-3) * torch.cat([size, size], dim=-1) / _SCALE
     before, after = from_center.split(2, dim=-1)

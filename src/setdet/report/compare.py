@@ -154,7 +154,10 @@ def _charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
                 for run in runs
             ]
             charts.append((f"{FIGURES[key]} over {along}", line_chart(lines, x_label=along, y_label=FIGURES[key])))
-    losses = [Series(run.name, [(line["epoch"], line["loss"]) for line in run.epochs]) for run in runs]
+    losses = [
+        Series(run.name, [(line["epoch"], line["loss"]) for line in run.epochs if line["loss"] is not None])
+        for run in runs
+    ]
     charts.append(("Loss over epochs", line_chart(losses, x_label="epoch", y_label="loss", from_zero=False)))
     return charts
 

@@ -137,4 +137,9 @@ class TrainConfig(Config):
             raise ValueError(
                 "'patience' needs 'select_on': to stop by the pictures that are reported on would flatter the figure"
             )
+        if self.patience is not None and self.patience < self.evaluate_every:
+            raise ValueError(
+                f"'patience' of {self.patience} would end the run before a second evaluation: set it to "
+                f"'evaluate_every' ({self.evaluate_every}) or more"
+            )
         return self

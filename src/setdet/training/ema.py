@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 PAPER_DECAY = 0.9999
 HORIZON_SHARE = 0.02  # published: 10,000 of 527,000 steps
@@ -31,7 +31,12 @@ class Ema:
     """
 
     def __init__(self, *, model: nn.Module, decay: float, warmup_steps: int) -> None:
+        """`model` is the one that trains, in its place on its device."""
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        # Gathered once: a state_dict takes longer than the arithmetic.
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
         self.decay = decay
         self.warmup_steps = warmup_steps
 
@@ -40,14 +45,9 @@ class Ema:
         return self.decay * (1 - math.exp(-step / self.warmup_steps))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, step: int) -> None:
-        """Moves the average towards `model`, which has taken `step` steps."""
-        averages: list[Tensor] = []
-        values: list[Tensor] = []
-        for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
+    def update(self, *, step: int) -> None:
+        """Moves the average towards the model, which has taken `step` steps."""
+        averages, values = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(averages, values, 1 - self.decay_at(step))
+        for copied, value in self._copied:
+            copied.copy_(value)

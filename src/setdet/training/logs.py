@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard and a progress bar."""
 
+import contextlib
 import json
 import math
 import time
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from setdet.errors import TrainingError
+from setdet.errors import OutputError, TrainingError
 
 # So many steps in a row without a finite gradient are no accident of one batch.
 MOST_SKIPPED_IN_A_ROW = 20
@@ -101,6 +102,11 @@ class LossWatch:
         return finite, skipped
 
 
+def total(terms: dict[str, float]) -> float | None:
+    """The loss; None where there is no batch that it could be of, since every step was skipped."""
+    return sum(terms.values()) if terms else None
+
+
 def mean_terms(batches: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every term; one that is missing from a batch (denoising, where there are no boxes) counts as 0."""
     names = dict.fromkeys(name for batch in batches for name in batch)
@@ -147,8 +153,9 @@ class RunLog:
     ) -> None:
         self._bar.stop()
         if self.active:
-            self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # of a full disk, which has been said: every line is flushed at once
+                self._file.close()
+                self._board.close()
 
     def say(self, message: object) -> None:
         """Prints a line (or table) above the bar."""
@@ -175,13 +182,22 @@ class RunLog:
 
         Args:
             line: has "kind" ("step" or "epoch"), "step", and numbers, or tables of numbers.
+
+        Raises:
+            OutputError: the file cannot be written.
         """
         if "images_per_second" in line and "loss" in line:
-            self._bar.update(self._task, note=f"{line['images_per_second']:.1f} images/s · loss {line['loss']:.3f}")
+            loss = "–" if line["loss"] is None else f"{line['loss']:.3f}"
+            self._bar.update(self._task, note=f"{line['images_per_second']:.1f} images/s · loss {loss}")
         if not self.active:
             return
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{self._file.name}: cannot be written ({error.strerror}). Make room, and go on with --resume."
+            ) from None
         for name, value in _numbers(line):
             if name not in ("step", "epoch"):
                 self._board.add_scalar(f"{line['kind']}/{name}", value, line["step"])

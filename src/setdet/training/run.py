@@ -103,7 +103,7 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
             # With fp16's loss scaling, an infinite gradient is how the scale is found.
             run.watch.add_step(None if config.precision == "fp16" else norm)
             progress.step += 1
-            parts.ema.update(parts.model, step=progress.step)
+            parts.ema.update(step=progress.step)
 
             at_log = progress.step % config.log_every_steps == 0
             if at_log:
@@ -113,6 +113,7 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
                 return run.leave()
             if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0:
                 run.save_state()
+                run.log.start_clock()
 
         if stop.agreed(fabric):
             return run.leave()

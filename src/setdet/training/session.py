@@ -17,7 +17,7 @@ from setdet.images import Preprocessing
 from setdet.predict import Predictor
 from setdet.runtime.torch import TorchRuntime
 from setdet.training.config import TrainConfig
-from setdet.training.logs import LossWatch, RunLog, mean_terms
+from setdet.training.logs import LossWatch, RunLog, mean_terms, total
 from setdet.training.optim import summary
 from setdet.training.schedule import rate_factor
 from setdet.training.setup import STATE, Parts, Pictures, augment_in, build_parts
@@ -176,7 +176,7 @@ class Session:
                 "minutes": self._minutes(),
                 "learning_rate": self._rate(),
                 "images_per_second": speed,
-                "loss": sum(terms.values()),
+                "loss": total(terms),
                 "terms": terms,
             }
         )
@@ -187,6 +187,7 @@ class Session:
         self.recent.clear()
         progress, epoch = self.progress, self.progress.epoch + 1
         terms = {name: value / progress.loss_batches for name, value in progress.loss_sums.items()}
+        loss = total(terms)
         due = self.config.evaluate_every and epoch % self.config.evaluate_every == 0
         metrics: dict[str, Any] = {}
         if self.pictures.evaluation and (due or epoch == self.config.epochs):
@@ -199,7 +200,7 @@ class Session:
                 "step": progress.step,
                 "minutes": self._minutes(),
                 "learning_rate": self._rate(),
-                "loss": sum(terms.values()),
+                "loss": loss,
                 "terms": terms,
                 **self._instability(),
                 **({self.pictures.evaluation_name: metrics} if metrics else {}),
@@ -207,7 +208,7 @@ class Session:
         )
         measured = f", {self.pictures.evaluation_name} {_in_words(metrics)}" if metrics else ""
         self.log.say(
-            f"epoch {epoch}/{self.config.epochs}: loss {sum(terms.values()):.3f}{measured}, "
+            f"epoch {epoch}/{self.config.epochs}: loss {'–' if loss is None else format(loss, '.3f')}{measured}, "
             f"{self._minutes():.1f} minutes"
         )
         self._save_weights(epoch, metrics)

@@ -84,9 +84,8 @@ def check_folder(out: Path, *, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; the output must be a folder.")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise OutputError(
-            f"{out}: the folder is in use. Choose another with --out, or go on with the run in it with --resume."
-        )
+        otherwise = "go on with the run in it with --resume" if (out / STATE).is_file() else "empty it"
+        raise OutputError(f"{out}: the folder is in use. Choose another with --out, or {otherwise}.")
 
 
 def augment_in(epoch: int, config: TrainConfig) -> AugmentConfig:

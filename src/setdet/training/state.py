@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from setdet.data.schema import Record
-from setdet.errors import ConfigError, TrainingError
+from setdet.errors import ConfigError, OutputError, TrainingError
 from setdet.training.config import TrainConfig
 from setdet.training.ema import Ema
 
@@ -74,6 +74,9 @@ def save_state(
 
     The schedule needs no state (it is a function of the step), nor do the data's order and the noise (functions of
     seed, epoch and position).
+
+    Raises:
+        OutputError: it cannot be written; what was there before is as it was.
     """
     content = {
         "format": FORMAT,
@@ -86,13 +89,17 @@ def save_state(
         "data": data,
         "processes": fabric.world_size,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
-    with draft.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's own writer raises the latter when a disk is full
+        draft.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error}). Make room, and go on with --resume.") from None
 
 
 def load_state(

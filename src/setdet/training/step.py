@@ -66,7 +66,7 @@ def backward(
         denoising = _denoising_to(denoising, fabric.device)
     targets = batch.targets.to(fabric.device)
     images = batch.images.to(fabric.device, non_blocking=True)
-    images = images.to(torch.float32, memory_format=torch.channels_last) / 255
+    images = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
     with _exchange_gradients(model, is_last):
         with fabric.autocast():

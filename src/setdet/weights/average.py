@@ -53,7 +53,7 @@ def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 total[name] += tensor
-            if tensor.ndim > 1 and torch.cosine_similarity(tensor.flatten(), first[name].flatten(), dim=0) < _ALIKE:
+            if tensor.ndim > 1 and not _alike(tensor, first[name]):
                 apart.add(name)
     dtype = torch.float16 if half else torch.float32
     mean = {name: (t / len(paths)).to(dtype) if t.is_floating_point() else t for name, t in total.items()}
@@ -67,6 +67,12 @@ def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str
         f"{len(apart)} of {sum(tensor.ndim > 1 for tensor in first.values())} weight matrices have little in common "
         f"(first: {sorted(apart)[0]}): these runs did not begin alike there. Measure their mean before you use it."
     ]
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if torch.equal(one, other):  # all zeros, too, which have no direction
+        return True
+    return float(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0)) >= _ALIKE
 
 
 def _check_alike(first: Path, ours: CheckpointInfo, path: Path, theirs: CheckpointInfo) -> None:
