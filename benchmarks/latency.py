@@ -41,7 +41,7 @@ RUNTIMES = ("openvino:bf16", "openvino:int8", "onnx:fp32", "torch:bf16", "pt2:bf
 
 
 def main() -> None:
-    """Measures what --only asks for, and writes the page."""
+    """Measures everything, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=25)

@@ -16,13 +16,13 @@ from cases import record
 from setdet.analyze.attention import read_attention
 from setdet.analyze.layers import box_movement
 from setdet.analyze.matching import Matched, changed_share, instability
-from setdet.analyze.names import distinct_names
 from setdet.analyze.queries import QueryStudy, Selected, spearman
 from setdet.analyze.stages import StageDetections
 from setdet.analyze.watch import looks, token_places, watch
 from setdet.cli import main
 from setdet.data.schema import Record
 from setdet.errors import UsageError
+from setdet.folders import distinct_names
 from setdet.images import Placement, Preprocessing
 from setdet.metrics.coco import coco_metrics
 from setdet.models.rtdetr import build_model

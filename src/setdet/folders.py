@@ -1,6 +1,7 @@
-"""Where results go: a folder is never shared by two runs."""
+"""Where results go, and what they are called: a folder is never shared by two runs."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from setdet.errors import OutputError
@@ -25,3 +26,15 @@ def next_unused(folder: Path) -> Path:
     """The first of `folder`, `folder-2`, `folder-3`, … that does not exist."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return folder if not folder.exists() else next(path for path in numbered if not path.exists())
+
+
+def distinct_names(weights: Sequence[str]) -> list[str]:
+    """A short name for each, no two alike: of a path as few of its last parts as tell it from the others."""
+    paths = [Path(one).resolve().parts if Path(one).exists() else (one,) for one in weights]
+    names = []
+    for index, parts in enumerate(paths):
+        others = paths[:index] + paths[index + 1 :]
+        ends = (parts[-count:] for count in range(1, len(parts) + 1))
+        own = next((end for end in ends if all(other[-len(end) :] != end for other in others)), parts)
+        names.append("/".join(own).removesuffix(".safetensors"))
+    return [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]

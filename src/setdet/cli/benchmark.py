@@ -61,19 +61,22 @@ def benchmark(
     from setdet.benchmark.measure import compare
     from setdet.benchmark.picture import accuracy_over_time
     from setdet.data.writing import write_atomically
+    from setdet.folders import unused
     from setdet.predict import expand_sources
 
     if peers not in (None, "transformers"):
         raise UsageError(f"--peers {peers}: there is no such peer. Known: transformers.")
+    if out is not None:
+        unused(out)  # before the minutes that measuring takes
     accuracy = None if data is None else partial(_ap, dataset=read_with_split(data, "val"))
     with tempfile.TemporaryDirectory() as scratch:
         files = expand_sources([str(pictures)]) if pictures else _generated(Path(scratch))
         sources = [_source(name, image_size=image_size, scratch=Path(scratch)) for name in weights]
         chosen = _ways(runtimes, decoder_layers, queries)
+        beside = _peers(sources, chosen, threads=threads) if peers else {}
         candidates = list(
             _candidates(weights, sources, chosen, data=data, scratch=Path(scratch), device=device, threads=threads)
         )
-        beside = _peers(sources, chosen, threads=threads) if peers else {}
         comparison = compare(
             candidates,
             files,
@@ -115,7 +118,7 @@ def _source(name: str, *, image_size: int, scratch: Path) -> Path:
     info = CheckpointInfo(
         model=model.config,
         class_names=default_class_names(model.config.num_classes),
-        preprocessing=Preprocessing(image_size=(image_size, image_size)),
+        preprocessing=Preprocessing.from_dict({"image_size": (image_size, image_size)}, source="--image-size"),
         history={},
     )
     save_checkpoint(path, state=model.state_dict(), info=info)
@@ -144,9 +147,9 @@ def _counts(text: str | None, option: str) -> list[int | None]:
 def _candidates(
     weights: list[str], sources: list[Path], chosen: "list[Way]", *, data: Path | None, scratch: Path, **options: Any
 ) -> "Iterator[Candidate]":
-    from setdet.analyze.names import distinct_names
     from setdet.benchmark.measure import Candidate
     from setdet.benchmark.ways import Way, write
+    from setdet.folders import distinct_names
     from setdet.runtime.exported import exported_format, open_exported
     from setdet.weights.files import load_model
 
@@ -203,6 +206,10 @@ def _peers(sources: list[Path], chosen: "list[Way]", *, threads: int | None) -> 
         model = build_model(info.model).eval()  # with other weights: they don't change the time
     else:
         info, model = load_model(sources[0])
+    if info.model.decoder.rivals:
+        say("transformers has no rivals, so its model is timed without them.")
+        info = info.model_copy(update={"model": info.model.override(["decoder.rivals=false"])})
+        model = build_model(info.model).eval()
     peers: dict[str, Callable[[], object]] = {}
     # There is no int8 of theirs; what ours computes beside it is bfloat16.
     for precision in sorted({"fp32" if one == "fp32" else "bf16" for one in precisions}):

@@ -20,11 +20,13 @@ def report(
     Runs that differ in their seed alone are also summed up, with mean and standard deviation. A run is flat since the
     epoch after which mAP50-95 rose by 0.005 or less: longer training would bring little.
     """
+    from setdet.folders import distinct_names
     from setdet.report.compare import FIGURES, differences, over_seeds, read_run, write_comparison
 
     if out.is_dir():
         raise OutputError(f"{out}: is a folder; --out must be a file, such as comparison.html.")
-    read = [read_run(folder) for folder in runs]
+    names = distinct_names([str(folder) for folder in runs])
+    read = [read_run(folder, name=name) for folder, name in zip(runs, names, strict=True)]
     page = write_comparison(out, read)
     if as_json:
         values = {"runs": [run.to_dict() for run in read], "over_seeds": over_seeds(read)}

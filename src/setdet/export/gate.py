@@ -15,7 +15,7 @@ from setdet.data.sources import make_splits, read_dataset
 from setdet.data.surfaces import generate
 from setdet.errors import ExportError, UsageError
 from setdet.evaluate import evaluate
-from setdet.export.config import ExportConfig
+from setdet.export.config import ExportConfig, Sampling
 from setdet.export.verify import (
     PICTURES,
     TOLERANCES,
@@ -175,8 +175,8 @@ def half_range(model: RTDETR, config: ExportConfig, images: NDArray[np.uint8]) -
     return Differences(name="range", found=1.0, failure=detail if largest > limit else "", detail=detail)
 
 
-def refusal(judged: Verdict, config: ExportConfig) -> ExportError:
-    """The error for an export that has not passed."""
+def refusal(judged: Verdict, config: ExportConfig, *, sampling: Sampling) -> ExportError:
+    """The error for an export that has not passed; `sampling` is the one that the file has."""
     lines = "\n".join(f"  {line}" for line in judged.complaints)
     if all(line.startswith(_WHOLE_PICTURES) for line in judged.complaints):
         advice = "Leave out --inside resize: the network itself is right"
@@ -186,8 +186,10 @@ def refusal(judged: Verdict, config: ExportConfig) -> ExportError:
             advice += ", or calibrate on pictures like those that the detector will see"
     elif config.sampling == "discrete":
         advice = "Discrete sampling is for models that were trained so: use --sampling grid or gather"
-    else:
+    elif sampling == "grid":
         advice = "Use --sampling gather if the runtime's GridSample is at fault"
+    else:
+        advice = "Another release of the runtime may do better"
     return ExportError(
         f"The exported file does not find what the model finds, so none was written:\n{lines}\n{advice}; "
         "--no-verify writes it nevertheless."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from setdet.data.sources import read_dataset
+from setdet.data.sources import make_splits, read_dataset
 from setdet.errors import MissingExtraError, OutputError
 from setdet.export.config import OPSETS, ExportConfig, Sampling
 from setdet.export.gate import Evidence, gather, judge, refusal, write_report
@@ -92,17 +92,18 @@ def export(
     )
     info = _describe(checkpoint.model_copy(update={"model": graph.config}), config, sampling)
     material = None if evidence is None else gather(evidence)
+    examples = None if calibration is None else _calibration_pictures(calibration, config)
     say(f"writing the graph of {graph.config.name}: {config.format}, {config.precision}, {sampling} sampling")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        file, info = _write(graph, info, config, partial, calibration=calibration, say=say)
+        file, info = _write(graph, info, config, partial, calibration=examples, say=say)
         verdict = None
         if material is not None and evidence is not None:
             say(f"comparing it with the model, on {len(material.pictures)} pictures ({material.origin})")
             verdict = judge(file, info, model, config, material, split=evidence.split)
             if not verdict.passed:
-                raise refusal(verdict, config)
+                raise refusal(verdict, config, sampling=sampling)
             write_report(partial / _REPORT, verdict, info, material)
         report = _put_in_place(partial, file, out, config)
     finally:
@@ -159,7 +160,7 @@ def _write(
     config: ExportConfig,
     folder: Path,
     *,
-    calibration: Path | None,
+    calibration: list[Path] | None,
     say: Callable[[str], None],
 ) -> tuple[Path, ExportInfo]:
     """Writes the format's files into `folder`; the one that is opened is returned, and what it says of itself."""
@@ -185,15 +186,21 @@ def _write(
     if calibration is not None:
         from setdet.export.int8 import to_int8
 
-        dataset = read_dataset(calibration)
-        records = dataset.splits.get("train") or next(iter(dataset.splits.values()))
-        chosen = spread(records, config.calibration_pictures)
-        say(f"calibrating on {len(chosen)} pictures of {calibration}")
-        pictures = [preprocess(read_image(record.image), info.checkpoint.preprocessing)[0] for record in chosen]
+        say(f"calibrating on {len(calibration)} pictures")
+        pictures = [preprocess(read_image(picture), info.checkpoint.preprocessing)[0] for picture in calibration]
         converted, kept = to_int8(converted, pictures, info=info, say=say)
         info = info.model_copy(update={"kept": kept})
     write(converted, folder, info=info)
     return folder / OPENVINO_FILE, info
+
+
+def _calibration_pictures(path: Path, config: ExportConfig) -> list[Path]:
+    """Of the training split, without what the gate would make its validation split of."""
+    dataset = read_dataset(path)
+    if "train" in dataset.splits:
+        dataset = make_splits(dataset)
+    records = dataset.splits.get("train") or next(iter(dataset.splits.values()))
+    return [record.image for record in spread(records, config.calibration_pictures)]
 
 
 def _put_in_place(partial: Path, file: Path, out: Path, config: ExportConfig) -> Path | None:

@@ -67,8 +67,8 @@ class Run:
         return "still rising" if self.flat_since is None else f"flat since epoch {self.flat_since}"
 
 
-def read_run(folder: Path) -> Run:
-    """Reads config.yaml and metrics.jsonl.
+def read_run(folder: Path, *, name: str | None = None) -> Run:
+    """Reads config.yaml and metrics.jsonl; `name` is what to call it, by default as its folder.
 
     Raises:
         DataError: it is no run folder, a file is broken, or no epoch is complete yet.
@@ -78,12 +78,14 @@ def read_run(folder: Path) -> Run:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Expected the folder of a training run.") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: holds no settings. Expected the folder of a training run.")
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
         raise DataError(f"{folder}: no epoch is complete yet. Wait for the first one.")
     names = ("val", "selection")
     measured_on = next((name for name in names if any(name in line for line in epochs)), None)
-    return Run(name=folder.resolve().name, settings=_flat(config), epochs=epochs, measured_on=measured_on)
+    return Run(name=name or folder.resolve().name, settings=_flat(config), epochs=epochs, measured_on=measured_on)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -78,15 +78,19 @@ def write_run_report(
 
 
 def read_epochs(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are about whole epochs.
+    """The lines of a metrics.jsonl that are about whole epochs. A last line that a crash cut short is none.
 
     Raises:
         DataError: the file is missing, or a line is not JSON.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:
         raise DataError(f"{path}: is missing, so there are no curves. Expected the folder of a training run.") from None
+    if texts and not texts[-1].endswith("\n"):
+        texts.pop()
+    try:
+        lines = [json.loads(text) for text in texts if text.strip()]
     except ValueError as error:
         raise DataError(f"{path}: is not one JSON object a line ({error}).") from None
     return [line for line in lines if line.get("kind") == "epoch"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from setdet.models.rtdetr import RTDETR
+    from setdet.models.variants import ModelConfig
 
 __all__ = [
     "CheckpointInfo",
@@ -136,10 +137,23 @@ def initialize_from(model: "RTDETR", path: Path, class_names: tuple[str, ...]) -
     check_fits(
         differences(own, state),
         lead=f"{path}: is a {info.model.name} and does not fit {model.config.name}",
-        advice=f" Train with --model {info.model.name}, or start from other weights.",
+        advice=f" {_remedy(info.model, model.config)}, or start from other weights.",
     )
     model.load_state_dict(state)
     return report
+
+
+def _remedy(theirs: "ModelConfig", ours: "ModelConfig") -> str:
+    if theirs.name != ours.name:
+        return f"Train with --model {theirs.name}"
+    # A variant keeps the name of the model that it was made of.
+    changes = [
+        f"{section}.{name}={value}"
+        for section in ("backbone", "encoder", "decoder")
+        for name, value in getattr(theirs, section).to_dict().items()
+        if value != getattr(getattr(ours, section), name, None) and name not in ("queries", "rivals")
+    ]
+    return f"Train the same variant: --set 'architecture=[{', '.join(changes)}]'"
 
 
 def load_backbone(model: "RTDETR", path: Path) -> list[str]:

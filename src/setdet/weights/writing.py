@@ -93,9 +93,10 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
         write_whole(partial / transformers.WEIGHTS, lambda name: save_file(tensors, name, metadata={"format": "pt"}))
-        (partial / transformers.CONFIG).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        configuration = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        (partial / transformers.CONFIG).write_text(configuration, encoding="utf-8")
         preprocessor = json.dumps(_transformers_preprocessor(info), indent=2) + "\n"
-        (partial / transformers.PREPROCESSOR).write_text(preprocessor)
+        (partial / transformers.PREPROCESSOR).write_text(preprocessor, encoding="utf-8")
         partial.chmod(0o755)
         if folder.is_dir():
             folder.rmdir()  # it is empty

@@ -43,7 +43,7 @@ def layers(
 
     from setdet.analyze.layer_findings import write_layers
     from setdet.analyze.layers import analyze_layers
-    from setdet.analyze.names import distinct_names
+    from setdet.folders import distinct_names
 
     analysis = analyze_layers(
         detector.predictor,

@@ -38,9 +38,9 @@ def queries(
     detectors = [load(one, device=device, queries=selected) for one in weights]
     dataset = read_with_split(data, split)
 
-    from setdet.analyze.names import distinct_names
     from setdet.analyze.queries import analyze_queries
     from setdet.analyze.query_findings import write_queries
+    from setdet.folders import distinct_names
 
     analyses = {}
     for name, detector in zip(distinct_names(weights), detectors, strict=True):
