@@ -58,13 +58,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("benchmark") / "tiny.safetensors", TINY)
+
+
+def write(path: Path, model: ModelConfig) -> Path:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("benchmark") / "tiny.safetensors"
     names = ("crazing", "inclusion", "patches", "pitted_surface", "rolled-in_scale", "scratches")
     info = CheckpointInfo(
-        model=TINY, class_names=names, preprocessing=Preprocessing(image_size=(64, 96)), history={"epochs": 1}
+        model=model, class_names=names, preprocessing=Preprocessing(image_size=(64, 96)), history={"epochs": 1}
     )
-    save_checkpoint(path, state=build_model(TINY).state_dict(), info=info)
+    save_checkpoint(path, state=build_model(model).state_dict(), info=info)
     return path
 
 
@@ -186,6 +189,17 @@ def test_the_command(weights: Path, data: Path, tmp_path: Path, capsys: pytest.C
     assert "<svg" in (tmp_path / "benchmark.svg").read_text(encoding="utf-8")
 
 
+def test_peers_of_weights_that_know_rivals_are_without(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "told.safetensors", TINY.override(["decoder.rivals=true"]))
+    command = ["benchmark", str(path), "--rounds", "1", "--pictures", str(data), "--peers", "transformers", "--json"]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "without them" in shown.err
+    assert "transformers, PyTorch, fp32" in json.loads(shown.out)["peers"]
+
+
 def test_the_table(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", str(weights), "--rounds", "1", "--threads", "1"]) == 0
     shown = capsys.readouterr().out
@@ -201,8 +215,12 @@ def test_the_table(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--runtimes tensorflow", "no such engine"),
         ("--runtimes openvino:int8", "needs --data"),
         ("--decoder-layers 3", "2"),
+        ("--image-size 650", "multiples of 32"),
+        ("--out {used}", "the folder is in use"),
     ],
 )
 def test_wrong_commands(weights: Path, capsys: pytest.CaptureFixture[str], options: str, message: str) -> None:
-    assert main(["benchmark", str(weights), *options.split()]) == 2
+    options = options.format(used=weights.parent)
+    what = "rtdetr-n" if "--image-size" in options else str(weights)
+    assert main(["benchmark", what, *options.split()]) == 2
     assert message in capsys.readouterr().err

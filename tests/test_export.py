@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from setdet.cli import main
 from setdet.data.sources import read_dataset
 from setdet.data.surfaces import generate, make
 from setdet.errors import ExportError, MissingExtraError, UsageError, WeightsError
-from setdet.export import gate, int8
+from setdet.export import gate, int8, run
 from setdet.export import onnx as onnx_export
 from setdet.export.config import ExportConfig
 from setdet.export.gate import Evidence
@@ -344,6 +345,18 @@ def test_what_eight_bits_harm_stays_as_it_is() -> None:
     assert found == ("stem", "head") and "stem in eight bits: 3.00" in said[0]
     with pytest.raises(ExportError, match="No part of the network bears eight bits"):
         int8.sensitive_parts(list(harms), alone=harms.__getitem__, without=lambda ignored: 1.0, say=said.append)
+
+
+def test_the_gate_sees_no_picture_of_the_calibration(tmp_path: Path) -> None:
+    make(tmp_path / "data", count=20, seed=9, size=96)
+    config = ExportConfig(format="openvino", precision="int8")
+    for alone in (False, True):
+        if alone:  # nothing but a training split: the gate makes its own of it
+            shutil.rmtree(tmp_path / "data" / "val")
+            assert list(read_dataset(tmp_path / "data").splits) == ["train"]
+        examples = run._calibration_pictures(tmp_path / "data", config)
+        seen = gate.gather(Evidence(data=tmp_path / "data")).dataset.splits["val"]
+        assert examples and seen and not set(examples) & {record.image for record in seen}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from setdet.cli import main
 from setdet.data.schema import Record
 from setdet.detections import Detections
 from setdet.draw import PALETTE
@@ -219,7 +220,7 @@ def test_epochs_of_a_broken_log_are_an_error(tmp_path: Path) -> None:
         read_epochs(log)
     log.write_text(json.dumps({"kind": "epoch", "epoch": 1}) + "\n" + json.dumps({"kind": "step"}) + "\n")
     assert [line["epoch"] for line in read_epochs(log)] == [1]
-    log.write_text("{")
+    log.write_text("{\n")
     with pytest.raises(DataError, match="JSON"):
         read_epochs(log)
 
@@ -272,6 +273,28 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         write_comparison(tmp_path / "page.html", [first] * 7)
     with pytest.raises(DataError, match="Expected the folder of a training run"):
         read_run(tmp_path)
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = []
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        folders.append(_run_folder(tmp_path / parent / "run", seed=0, ap50=[0.1]))
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["a/run", "b/run"]
+
+
+def test_a_run_that_a_crash_cut_short_has_a_report(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path / "a", seed=0, ap50=[0.1, 0.2])
+    log = folder / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"kind": "epo')
+    assert len(read_run(folder).measured) == 2
+    log.write_text('{"kind": "epo\n' + log.read_text())
+    with pytest.raises(DataError, match="not one JSON object a line"):
+        read_run(folder)
+    (folder / "config.yaml").write_text("")
+    with pytest.raises(DataError, match=r"config\.yaml: holds no settings"):
+        read_run(folder)
 
 
 def test_a_run_is_flat_since_its_last_gain(tmp_path: Path) -> None:

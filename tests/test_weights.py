@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from setdet.errors import WeightsError
 from setdet.images import Preprocessing
 from setdet.models.rtdetr import RTDETR, build_model
+from setdet.models.variants import model_config
 from setdet.weights.files import (
     CheckpointInfo,
     initialize_from,
@@ -144,3 +145,11 @@ def test_fine_tuning_on_the_same_classes_keeps_the_heads(model: RTDETR, checkpoi
 def test_fine_tuning_from_another_architecture_is_refused(checkpoint: Path) -> None:
     with pytest.raises(WeightsError, match="is a rtdetr-n and does not fit rtdetr-r18"):
         initialize_from(build_model("rtdetr-r18", num_classes=2), checkpoint, NAMES)
+
+
+def test_fine_tuning_from_a_variant_says_how_to_train_it(tmp_path: Path) -> None:
+    changes = ["encoder.interaction=cross", "decoder.queries=50"]
+    variant = build_model(model_config("rtdetr-n", num_classes=2).override(changes))
+    save_checkpoint(tmp_path / "variant.safetensors", state=variant.state_dict(), info=make_info(variant))
+    with pytest.raises(WeightsError, match=r"--set 'architecture=\[encoder.interaction=cross\]'"):
+        initialize_from(build_model("rtdetr-n", num_classes=2), tmp_path / "variant.safetensors", NAMES)

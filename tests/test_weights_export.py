@@ -130,6 +130,18 @@ class TestTransformers:
         assert read.class_names == NAMES and read.preprocessing == info.preprocessing
         assert read.model.decoder.sampling == config.decoder.sampling
 
+    def test_names_are_written_in_utf_8_whatever_the_machine_likes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        info, model = made(tiny())
+        info = info.model_copy(update={"class_names": ("Kratzer-ä", "凹痕")})
+        as_it_was = Path.write_text
+        monkeypatch.setattr(
+            Path, "write_text", lambda path, text, encoding="ascii": as_it_was(path, text, encoding=encoding)
+        )
+        write_transformers(tmp_path / "out", info=info, state=model.state_dict())
+        assert load_model(tmp_path / "out")[0].class_names == ("Kratzer-ä", "凹痕")
+
     def test_their_processor_reads_the_input_size(self, tmp_path: Path) -> None:
         info, model = made(tiny())
         write_transformers(tmp_path / "out", info=info, state=model.state_dict())
