@@ -147,11 +147,12 @@ def _remedy(theirs: "ModelConfig", ours: "ModelConfig") -> str:
     if theirs.name != ours.name:
         return f"Train with --model {theirs.name}"
     # A variant keeps the name of the model that it was made of.
+    wanted, here = theirs.to_dict(), ours.to_dict()
     changes = [
         f"{section}.{name}={value}"
         for section in ("backbone", "encoder", "decoder")
-        for name, value in getattr(theirs, section).to_dict().items()
-        if value != getattr(getattr(ours, section), name, None) and name not in ("queries", "rivals")
+        for name, value in wanted[section].items()
+        if value != here[section].get(name) and name not in ("queries", "rivals")
     ]
     return f"Train the same variant: --set 'architecture=[{', '.join(changes)}]'"
 
