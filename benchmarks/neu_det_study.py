@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from study_runs import Run, arguments, go_through, spread
+from study_runs import Run, arguments, go_through, spread, write_between
 
 from setdet.data.writing import write_atomically
 from setdet.report.compare import read_run
@@ -114,9 +114,7 @@ def write_results(out: Path, done: Sequence[Run]) -> None:
     if not compared:
         return
     draw(compared)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_atomically(PAGE, f"{before}{BEGIN}\n\n{table(compared)}\n\n{END}{after}")
+    write_between(PAGE, BEGIN, END, table(compared))
 
 
 def curve(run: Run, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t as students_t
-from study_runs import Run, arguments, go_through, spread
+from study_runs import Run, arguments, go_through, spread, write_between
 
 import setdet
 from setdet.analyze.queries import OUTSIDE, QueryAnalysis, analyze_queries
@@ -89,10 +89,7 @@ def main() -> None:
         picture = PAGE.with_name(f"query-selection-{chart.name}.svg")
         picture.write_text(chart.file(), encoding="utf-8")
         pictures.append(f"![{CHARTS[chart.name]}]({picture.name})\n")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    written = "\n".join(["", tables(measured), *pictures, END])
-    PAGE.write_text(f"{before}{BEGIN}\n{written}{after}", encoding="utf-8")
+    write_between(PAGE, BEGIN, END, "\n".join([tables(measured), *pictures]).strip())
 
 
 def look_into(run: Run, out: Path, data: Path, analyses: dict[str, QueryAnalysis]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import setdet
+from setdet.data.writing import write_atomically
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,19 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean and standard deviation."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts `text` in the place of what stands between two lines of a page.
+
+    Raises:
+        SystemExit: the page has no such lines.
+    """
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, also_found, after = rest.partition(end)
+    if not (found and also_found):
+        raise SystemExit(f"{page}: has no lines '{begin}' and '{end}' to write between.")
+    write_atomically(page, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _go_on_with(run: Run, args: argparse.Namespace) -> None:

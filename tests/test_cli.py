@@ -1,6 +1,7 @@
 """The command line: help without torch, verbs end to end on tiny pictures, errors and exit codes."""
 
 import csv
+import errno
 import json
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def test_failures_become_one_message_and_a_code(
         (UsageError("no"), 2, "error: no\n"),
         (KeyboardInterrupt(), 130, ""),
         (PermissionError(13, "Permission denied", "/a/b"), 1, "error: /a/b: Permission denied.\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: Output: the disk is full. Make room"),
         (ModuleNotFoundError("x", name="torch"), 2, "pip install 'setdet[train]'"),
         (ModuleNotFoundError("x", name="scipy.optimize"), 2, "pip install 'setdet[train]'"),
     ]

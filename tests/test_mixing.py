@@ -104,17 +104,16 @@ def test_a_crowd_is_not_pasted() -> None:
 
 
 def test_nothing_is_pasted_into_a_crowd() -> None:
+    def pasted_beside(crowd: bool) -> int:
+        """Onto a picture with one box, whose corner reaches into the object's."""
+        box = np.array([[20, 20, 63, 63]], np.float32)
+        base = Sample(np.zeros((120, 180, 3), np.uint8), box, np.zeros(1, np.int64), np.array([crowd]), "base")
+        return len(copy_blend(base, donor, np.random.default_rng(0)).labels) - 1
+
     donor = painted(1)
-    assert (donor.boxes_xyxy_px[:, 2] > 8).all()
-    corner = np.array([[0, 0, 180, 120]], np.float32)
-    crowd = Sample(np.zeros((120, 180, 3), np.uint8), corner, np.zeros(1, np.int64), np.ones(1, np.bool_), "crowd")
-    small = donor.boxes_xyxy_px[0].copy()
-    small[2:] += 1  # a crowd's corner: a hundredth of the object lies in it
-    crowd.boxes_xyxy_px[0] = [small[0] - 40, small[1] - 40, small[0] + 3, small[1] + 3]
-    donor = Sample(donor.image, small[None], donor.labels[:1], donor.crowd[:1], "donor")
-    assert len(copy_blend(crowd, donor, np.random.default_rng(0)).labels) == 1
-    crowd.crowd[:] = False  # an ordinary object may be covered that far
-    assert len(copy_blend(crowd, donor, np.random.default_rng(0)).labels) == 2
+    donor = Sample(donor.image, np.array([[60, 60, 100, 100]], np.float32), donor.labels[:1], donor.crowd[:1], "donor")
+    assert pasted_beside(crowd=False) == 1
+    assert pasted_beside(crowd=True) == 0
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "mixup", "copy_blend"])

@@ -97,9 +97,11 @@ def save_state(
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-    except (OSError, RuntimeError) as error:  # PyTorch's own writer raises the latter when a disk is full
+    except (OSError, RuntimeError) as error:
+        # PyTorch's writer says what went wrong with its own file, after what went wrong with the disk.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         draft.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}). Make room, and go on with --resume.") from None
+        raise OutputError(f"{path}: cannot be written ({cause}). Make room, and go on with --resume.") from None
 
 
 def load_state(
