@@ -254,6 +254,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         "run": "a",
         "epoch": 2,
         "minutes": 4.0,
+        "measured_on": "val",
         "ap50": 0.4,
         "ap": 0.2,
         "precision": 0.5,
@@ -302,5 +303,7 @@ def test_a_run_is_flat_since_its_last_gain(tmp_path: Path) -> None:
     assert run.flat_since == 2  # mAP50-95, half of mAP50 here, rose from 0.300 to 0.304 after it
     rising = read_run(_run_folder(tmp_path / "b", seed=0, ap50=[0.2, 0.4, 0.6]))
     assert rising.flat_since is None
+    nothing = read_run(_run_folder(tmp_path / "c", seed=0, ap50=[0.0, 0.0, 0.002]))
+    assert nothing.flat_since == 1
     page = write_comparison(tmp_path / "page.html", [run, rising]).read_text(encoding="utf-8")
     assert "flat since epoch 2</td>" in page and "still rising</td>" in page

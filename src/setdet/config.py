@@ -96,7 +96,9 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{source}: '{path}' is missing.")
         else:
-            lines.append(f"{source}: '{path}' is {problem['input']!r}: {problem['msg']}.")
+            # Fields that don't fit each other are named by the message itself.
+            what = f"'{path}' is {problem['input']!r}: " if path else ""
+            lines.append(f"{source}: {what}{problem['msg'].removeprefix('Value error, ')}.")
     return "\n".join(lines)
 
 

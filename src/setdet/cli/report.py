@@ -33,12 +33,13 @@ def report(
         typer.echo(json.dumps({**values, "settings": differences(read)}, indent=1, ensure_ascii=False))
         return
     show_table(
-        ("run", "epoch", "minutes", *FIGURES.values(), "trend"),
+        ("run", "epoch", "minutes", "measured on", *FIGURES.values(), "trend"),
         [
             (
                 row["run"],
                 "–" if row["epoch"] is None else row["epoch"],
                 "–" if row["minutes"] is None else f"{row['minutes']:.1f}",
+                row["measured_on"] or "–",
                 *("–" if row[key] is None else f"{row[key]:.3f}" for key in FIGURES),
                 row["trend"],
             )

@@ -112,7 +112,10 @@ def train(
         show(f"{result.evaluated_on}: AP {_shown(result.metrics['ap'])}, AP50 {_shown(result.metrics['ap50'])}")
     show(f"weights  {result.out / 'best.safetensors'}")
     show(f"report   {result.out / 'report.html'}")
-    show(f"next     setdet predict {result.out} PICTURES")
+    if result.evaluated_on == "selection":  # the figures above chose the epoch
+        show(f"next     setdet val {result.out} {data}")
+    else:
+        show(f"next     setdet predict {result.out} PICTURES")
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class Run:
             "run": self.name,
             "epoch": last.get("epoch"),
             "minutes": last.get("minutes"),
+            "measured_on": self.measured_on,
             **{key: values.get(key) for key in FIGURES},
             "flat_since": self.flat_since,
             "trend": self.trend,
@@ -55,7 +56,8 @@ class Run:
     @property
     def flat_since(self) -> int | None:
         """The epoch after which mAP50-95 rose by 0.005 or less; None while it still rises."""
-        curve = [(line["epoch"], value) for line in self.measured if (value := line[str(self.measured_on)].get("ap"))]
+        values = ((line["epoch"], line[str(self.measured_on)].get("ap")) for line in self.measured)
+        curve = [(epoch, value) for epoch, value in values if value is not None]
         best = max((value for _, value in curve), default=0.0)
         return next((epoch for epoch, value in curve[:-1] if value >= best - _NO_GAIN), None)
 
