@@ -28,16 +28,24 @@ def orthogonalize(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the products below are of the shorter side
-    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(x.dtype)
-    for rounds in _ROUNDS:
-        squares = x @ x.mT
-        product = factor = _factor(squares)
-        for _ in range(rounds - 1):
-            squares = factor @ squares @ factor
-            factor = _factor(squares)
-            product = factor @ product
-        x = product @ x
+    squares = x @ x.mT
+    norm = squares.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float32).clamp(min=1e-14).sqrt()
+    norm = norm[:, None, None].to(x.dtype)
+    first, *others = _ROUNDS
+    x = _rounds(squares / norm**2, first) / norm @ x
+    for rounds in others:
+        x = _rounds(x @ x.mT, rounds) @ x
     return x.mT if tall else x
+
+
+def _rounds(squares: Float[Tensor, "count side side"], count: int) -> Float[Tensor, "count side side"]:
+    """What that many rounds multiply X by, from XXᵀ."""
+    product = factor = _factor(squares)
+    for _ in range(count - 1):
+        squares = factor @ squares @ factor
+        factor = _factor(squares)
+        product = factor @ product
+    return product
 
 
 def _factor(squares: Float[Tensor, "count side side"]) -> Float[Tensor, "count side side"]:
@@ -119,14 +127,20 @@ class MuonAdamW(torch.optim.AdamW):
         rate = group["lr"] * taken
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
         alike = defaultdict(list)
-        for weight, direction in zip(weights, ahead, strict=True):
-            alike[weight.shape].append((weight, direction.reshape(group["matrices"], -1, weight[0].numel())))
+        for weight, direction in zip(map(_as_stored, weights), map(_as_stored, ahead), strict=True):
+            matrices = direction.to(self._dtype).reshape(group["matrices"], -1, weight[0].numel())
+            alike[weight.shape].append((weight, matrices))
         for pairs in alike.values():
             members, directions = zip(*pairs, strict=True)
-            steps = orthogonalize(torch.cat(directions).to(self._dtype))
+            steps = orthogonalize(torch.cat(directions))
             size = _STEP_SIZE * max(steps.shape[1:]) ** 0.5
             for weight, step in zip(members, steps.split(group["matrices"]), strict=True):
-                weight.sub_(step.reshape(weight.shape).to(weight.dtype) * (rate * size))
+                weight.sub_(step.reshape(weight.shape) * (rate * size))
+
+
+def _as_stored(weight: Tensor) -> Tensor:
+    """Columns in the order of memory, which spares copies: in which order they stand changes nothing for Muon."""
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
 
 
 # Where no matrix turns features into features: pictures come in, labels and queries are looked up, classes, boxes and
