@@ -188,6 +188,9 @@ class TestThresholds:
             ledger.add(one, found)
         shown = ErrorAnalysis(entries=ledger.entries(), records=tuple(TRUTH), chosen=chosen)
         assert counted(shown) == {} and shown.measured.values["f1"] == 1.0
+        stain = [record(BOXES, np.array([0, 2]))]  # in the place of a dent: dents are found where there are none
+        never = choose_thresholds(predictor, stain, chosen_on="one picture")
+        assert never.f1["stain"] == 0 and never.thresholds["stain"] == never.thresholds["dent"] > 0.2
         no_boxes = [record(BOXES[:0], LABELS[:0])]
         with pytest.raises(DataError, match="no box on the 1 pictures"):
             choose_thresholds(predictor, no_boxes, chosen_on="a bare one")
@@ -243,6 +246,7 @@ def test_the_command_writes_what_predict_takes(
     assert main([*command, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "costs AP50" in said and "lowest score" in said and str(out / "errors.html") in said
+    assert str(out / "thresholds.json") in said
     charts = {"cost", "sides", "precision-recall", "f1", "calibration", "sizes", "shapes"}
     assert {path.stem for path in out.glob("*.svg")} == charts
     assert len(list((out / "worst").iterdir())) == 1

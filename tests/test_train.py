@@ -283,7 +283,7 @@ def test_best_epoch_is_chosen_on_a_part_of_the_training_split(
 
 
 def test_a_run_without_patience_left_ends_early_and_is_complete(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     curve = iter([0.2, 0.5, 0.3, 0.4, 0.9])
 
@@ -296,7 +296,9 @@ def test_a_run_without_patience_left_ends_early_and_is_complete(
     result = train(dataset, config, out=tmp_path / "run")
     assert (result.epochs, result.best_epoch, result.interrupted) == (4, 2, False)
     assert (tmp_path / "run" / "report.html").is_file()
-    assert train(dataset, config, out=tmp_path / "run", resume=True).epochs == 4, "nothing is left to do"
+    capsys.readouterr()
+    assert train(dataset, config, out=tmp_path / "run", resume=True).epochs == 4
+    assert "nothing left to train: the run ended after epoch 4" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="'patience' needs 'select_on'"):
         tiny(patience=2)
     with pytest.raises(ConfigError, match="^[^{]*'patience' of 3 would end the run before a second evaluation"):

@@ -18,8 +18,8 @@ class ChosenThresholds:
 
     Attributes:
         thresholds: class name → score, of every class.
-        f1: class name → F1 there, on the pictures it was chosen on; None for a class without a box among them, which
-            has the score of the best mean F1.
+        f1: class name → F1 there, on the pictures it was chosen on; None for a class without a box among them. Such
+            a class, and one that is never found, has the score of the best mean F1.
         chosen_on: which pictures those are, in words.
         pictures: how many.
     """
@@ -76,6 +76,7 @@ def choose_thresholds(
     thresholds, f1 = {}, {}
     for curve in curves:
         best = operating_point([curve])
-        thresholds[curve.name] = overall.confidence if best is None else best.confidence
+        chosen = overall if best is None or best.f1 == 0 else best  # where nothing is found, 0 would be as good
+        thresholds[curve.name] = chosen.confidence
         f1[curve.name] = None if best is None else best.f1
     return ChosenThresholds(thresholds=thresholds, f1=f1, chosen_on=chosen_on, pictures=len(records))

@@ -138,7 +138,9 @@ class Session:
                 f"{config.learning_rate:g}. Train for longer, or lower it: --set warmup_steps="
                 f"{max(1, self.parts.total_steps // 20)}"
             )
-        if resume:
+        if self.over:
+            self.log.say(f"There is nothing left to train: the run ended after epoch {self.progress.epoch}.")
+        elif resume:
             self.log.say(f"Resuming in epoch {self.progress.epoch + 1} after step {self.progress.step}.")
 
     def remaining_batches(self) -> Iterable[Batch]:

@@ -78,6 +78,8 @@ def errors(
     else:
         _show(analysis, split=split)
         show(f"page  {page}")
+        if analysis.chosen:
+            show(f"scores  {folder / 'thresholds.json'}, for setdet predict --thresholds")
 
 
 def _choose(
