@@ -38,8 +38,9 @@ RECIPES = {
     "paper-v1": "#D55E00",
     "paper-v1-tuned": "#CC79A7",
 }
-# What the machine needs to be told, the same for every run.
-HERE = ("workers=0", "checkpoint_every_steps=144")
+# One core a run: pictures are decoded in the process that trains.
+ALONE = "workers=0"
+HERE = (ALONE, "checkpoint_every_steps=144")
 # The published average spans 10,000 of 527,000 steps: scaled, it spans as large a part of ours. The warm-up is 5 %.
 SCALED = ("warmup_steps=null", "ema_decay=null", "ema_warmup_steps=null")
 TUNED = ("learning_rate=2e-4",)  # the best of the trials
@@ -71,27 +72,33 @@ def records(out: Path) -> Iterator[Run]:
     small = {"model": "rtdetr-n", "image_size": 224}
     fifty = "denoising_queries=50"
     # Two steps, since the first was done before queries were told of their rivals: together `rtdetr-n/surfaces`.
-    first = ("rivals=false", fifty, "evaluate_every=6", "checkpoint_every_steps=200")
+    first = ("rivals=false", fifty, ALONE, "evaluate_every=6", "checkpoint_every_steps=200")
     yield Run("surfaces-n-first", "record", {**small, "epochs": 6}, first, pictures=lambda: surfaces(out, 12_000, 77))
     began = {**small, "epochs": 4, "init": str(out / "surfaces-n-first")}
-    then = (fifty, "evaluate_every=4", "checkpoint_every_steps=200")
+    then = (fifty, ALONE, "evaluate_every=4", "checkpoint_every_steps=200")
     yield Run("surfaces-n", "record", began, then, pictures=lambda: surfaces(out, 4_400, 78))
     for seed in SEEDS:
-        ends = (fifty, "augment.photometric=0.3", "evaluate_every=16", "checkpoint_every_steps=180")
+        ends = (fifty, ALONE, "augment.photometric=0.3", "evaluate_every=16", "checkpoint_every_steps=180")
         yield Run(
             f"record-n-{seed}", "record", {**small, "epochs": 32, "init": "rtdetr-n/surfaces", "seed": seed}, ends
         )
 
+    # The larger model: larger batches, since a step of Muon costs it as much as eight pictures do.
+    larger = {"model": "rtdetr-r18", "image_size": 224, "batch_size": 16}
+    then = (fifty, ALONE, "evaluate_every=3", "checkpoint_every_steps=200")
+    yield Run("surfaces-r18", "record", {**larger, "epochs": 3}, then, pictures=lambda: surfaces(out, 20_000, 79))
+
+    # The attempts before there were Muon and rivals.
+    before = ("rivals=false", "optimizer=adamw", ALONE)
+    small_pictures = {"model": "rtdetr-r18", "image_size": 160, "epochs": 3}
+    own = (*before, "learning_rate=4e-4", fifty, "evaluate_every=3")
+    yield Run("before-surfaces-r18", "record", small_pictures, own, pictures=lambda: surfaces(out, 12_000, 77))
+    began = {"model": "rtdetr-r18", "image_size": 224, "epochs": 36, "init": str(out / "before-surfaces-r18")}
     mixed = (
-        "rivals=false", "optimizer=adamw", "denoising_queries=100", "augment.photometric=0.3",
-        "augment.iou_crop=0.5", "augment.mosaic=0.3", "augment.copy_blend=0.3",
+        "denoising_queries=100", "augment.photometric=0.3", "augment.iou_crop=0.5", "augment.mosaic=0.3",
+        "augment.copy_blend=0.3", "mix_epochs=30", "plain_epochs=2",
     )  # fmt: skip
-    larger = {"model": "rtdetr-r18", "image_size": 160, "epochs": 3}
-    own = ("rivals=false", "optimizer=adamw", "learning_rate=4e-4", fifty, "evaluate_every=3")
-    yield Run("surfaces-r18", "record", larger, own, pictures=lambda: surfaces(out, 12_000, 77))
-    larger = {"model": "rtdetr-r18", "image_size": 224, "epochs": 36, "init": str(out / "surfaces-r18")}
-    ends = ("learning_rate=3e-4", "mix_epochs=30", "plain_epochs=2", "evaluate_every=6")
-    yield Run("record-r18-0", "record", larger, (*mixed, *ends))
+    yield Run("before-record-r18", "record", began, (*before, *mixed, "learning_rate=3e-4", "evaluate_every=6"))
 
 
 def surfaces(out: Path, count: int, seed: int) -> Path:

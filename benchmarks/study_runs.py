@@ -80,9 +80,13 @@ def write_between(page: Path, begin: str, end: str, text: str) -> None:
 def _go_on_with(run: Run, args: argparse.Namespace) -> None:
     folder = args.out / run.name
     source = args.data if run.pictures is None else run.pictures()
-    if (folder / "state").is_dir():
-        result = setdet.train(source, out=folder, resume=True)
-    else:
-        result = setdet.train(source, out=folder, device=args.device, overrides=run.overrides, **run.settings)
+    init = Path(run.settings.get("init", ""))
+    if init.is_relative_to(args.out) and not is_done(init):
+        raise SystemExit(f"{run.name} starts from {init}, which is not done.")
+    settings = run.settings
+    resume = (folder / "state").is_dir()
+    if resume:  # says so if it was started with others
+        settings = {name: value for name, value in settings.items() if name != "recipe"}
+    result = setdet.train(source, out=folder, device=args.device, overrides=run.overrides, resume=resume, **settings)
     if result.interrupted:
         raise SystemExit(130)  # whoever stopped this run wants no other one

@@ -1,5 +1,7 @@
 """Batches are the same for any number of workers, from any starting point, and divided evenly among processes."""
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import cv2
@@ -134,6 +136,16 @@ def test_fewer_pictures_than_a_batch(records: tuple[Record, ...]) -> None:
 def test_no_more_workers_than_cores(records: tuple[Record, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "_cores", lambda: 1)
     assert len(list(loader(records[:4], batch_size=2, workers=64))) == 2  # PyTorch's warning would be an error
+
+
+@pytest.mark.skipif(not hasattr(os, "setsid"), reason="there are no process groups")
+def test_a_signal_to_the_group_of_the_trainer_spares_its_workers(records: tuple[Record, ...]) -> None:
+    before = set(multiprocessing.active_children())
+    batches = iter(loader(records, workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    assert worker.pid is not None and os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
+    list(batches)
 
 
 def test_nothing_to_train_on_is_an_error() -> None:

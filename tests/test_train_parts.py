@@ -319,6 +319,9 @@ def test_last_epochs_are_plain() -> None:
 def test_recipes() -> None:
     ours = configured_model(recipe("default", model="rtdetr-n").override(["architecture=[encoder.variant=B]"]), 6)
     assert (ours.decoder.queries, ours.decoder.rivals, ours.encoder.variant) == (100, True, "B")
+    other = recipe("default").override(["architecture=[decoder.queries=40, decoder.rivals=false]"])
+    own = configured_model(other, 6).decoder
+    assert (own.queries, own.rivals) == (40, False)
     assert not configured_model(recipe("deim"), 6).decoder.rivals
     assert (recipe("default").learning_rate, recipe("default", init="weights").learning_rate) == (6e-4, 2e-4)
     scratch, tuned = paper_v1(model="rtdetr-r50"), paper_v1(model="rtdetr-r50", init="weights")
@@ -328,6 +331,9 @@ def test_recipes() -> None:
     assert recipe("paper-v1").model == "rtdetr-r50"
     assert set(paper_v1().augment.multi_scale) == set(range(480, 801, 32))
     assert set(recipe("paper-v1", image_size=(320, 320)).augment.multi_scale) == set(range(256, 385, 32))
+    for name in ("paper-v1", "deim"):
+        with pytest.raises(ConfigError, match="trains at 480 to 800 pixels and 'image_size' predicts at 224"):
+            recipe(name).override(["image_size=[224, 224]"])
     deep = recipe("paper-v2", model="rtdetrv2-hgnetv2-l-dsp", backbone_weights="weights")
     assert deep.backbone_rate == 5e-6 and deep.freeze == ("backbone.stem", "norms")
     small = recipe("paper-v2", model="rtdetrv2-r18", backbone_weights="weights")

@@ -301,8 +301,10 @@ def _cores() -> int:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the one that trains finishes its step, and needs its workers for it.
+    # Ctrl-C reaches every process of a terminal, and `timeout` ends every process of a group. The one that trains
+    # finishes its step, and needs its workers for it.
+    if hasattr(os, "setsid"):
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Workers are the parallelism; and a forked process must not use OpenCV's threads, which did not survive the fork.
     cv2.setNumThreads(0)
-    torch.set_num_threads(1)

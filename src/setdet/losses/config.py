@@ -37,7 +37,7 @@ class LossConfig(Config):
         default=1,
         ge=1,
         description="tokens of the encoder's selection that learn each box; more than 1: one-to-many, for a denser "
-        "signal where there are few boxes",
+        "signal where there are few boxes; fewer in a picture whose boxes would have more than there are queries",
     )
     match_class: float = Field(default=2.0, ge=0, description="weight of the focal class cost in matching")
     match_l1: float = Field(default=5.0, ge=0, description="weight of the L1 distance in matching")

@@ -133,6 +133,12 @@ class TrainConfig(Config):
             raise ValueError("'freeze' needs 'init' or 'backbone_weights': frozen random weights never learn")
         if self.select_on is not None and self.evaluate_every == 0:
             raise ValueError("'select_on' needs evaluations: set 'evaluate_every' to 1 or more")
+        sizes, shorter = self.augment.multi_scale, min(self.image_size)
+        if sizes and not min(sizes) <= shorter <= max(sizes):
+            raise ValueError(
+                f"'augment.multi_scale' trains at {min(sizes)} to {max(sizes)} pixels and 'image_size' predicts at "
+                f"{shorter}: with a recipe that has many sizes, say --image-size (image_size=), which scales them"
+            )
         if self.patience is not None and self.select_on is None:
             raise ValueError(
                 "'patience' needs 'select_on': to stop by the pictures that are reported on would flatter the figure"

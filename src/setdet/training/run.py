@@ -54,12 +54,10 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
             run = Session.open(dataset.class_names, pictures, config=config, fabric=fabric, out=out, resume=resume)
             with run.log:
                 result = _train(run, stop)
-            if fabric.is_global_zero and not result.interrupted:
-                measured_on = pictures.evaluation_name
-                write_run_report(
-                    out, records=pictures.evaluation, measured_on=measured_on, look=look_into, device=device
-                )
-            return result
+        if fabric.is_global_zero and not result.interrupted:
+            measured_on = pictures.evaluation_name
+            write_run_report(out, records=pictures.evaluation, measured_on=measured_on, look=look_into, device=device)
+        return result
     finally:
         shut_down(fabric)
 

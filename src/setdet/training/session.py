@@ -316,8 +316,9 @@ class Session:
 
     def _read_losses(self) -> None:
         finite, skipped = self.watch.read(step=self.progress.step)
+        others = " Another process may have had the cause." if self.fabric.world_size > 1 else ""
         for step in skipped:
-            self.log.say(f"A step was left out in epoch {self.progress.epoch + 1}: {step}")
+            self.log.say(f"A step was left out in epoch {self.progress.epoch + 1}: {step}{others}")
             self.log.write(
                 {
                     "kind": "skipped",

@@ -106,10 +106,8 @@ def configured_model(config: TrainConfig, num_classes: int) -> ModelConfig:
     Raises:
         ConfigError: there is no such model, or a change does not fit it.
     """
-    changes = [*config.architecture, f"decoder.queries={config.queries}"]
-    if config.rivals:
-        changes.append("decoder.rivals=true")
-    return model_config(config.model, num_classes=num_classes).override(changes)
+    changes = [f"decoder.queries={config.queries}", *(["decoder.rivals=true"] if config.rivals else [])]
+    return model_config(config.model, num_classes=num_classes).override([*changes, *config.architecture])
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def build_parts(
     Weights to start from are not read for a run that is resumed: its state replaces them, and they may have moved.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = build_model(configured_model(config, len(class_names)))
     notes: tuple[str, ...] = ()
     if config.init is not None and not resume:
@@ -175,7 +173,7 @@ def build_parts(
         wrapped=fabric.strategy.setup_module(model),
         ema=Ema(model=model, decay=decay, warmup_steps=warmup),
         optimizer=optimizer,  # type: ignore[arg-type]
-        criterion=Criterion(config=config.loss, num_classes=len(class_names), queries=config.queries),
+        criterion=Criterion(config=config.loss, num_classes=len(class_names), queries=model.config.decoder.queries),
         groups=groups,
         frozen=frozen,
         total_steps=total_steps,
