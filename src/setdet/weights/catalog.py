@@ -78,6 +78,12 @@ CATALOG: dict[str, Entry] = {
             trained_on="rtdetr-n/surfaces, then NEU-DET's training split, 224 pixels",
             source="docs/studies/neu-det.md",
         ),
+        Entry(
+            name="rtdetr-r18/surfaces",
+            file="rtdetr-r18-surfaces.safetensors",
+            trained_on="generated steel surfaces (`setdet data make surfaces`), six kinds of defect",
+            source="benchmarks/surfaces.md",
+        ),
         _published("rtdetr-r18/coco", "rtdetr_r18vd_dec3_6x_coco_from_paddle.pth", 46.4),
         _published("rtdetr-r34/coco", "rtdetr_r34vd_dec4_6x_coco_from_paddle.pth", 48.9),
         _published("rtdetr-r50m/coco", "rtdetr_r50vd_m_6x_coco_from_paddle.pth", 51.3),
