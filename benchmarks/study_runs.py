@@ -80,8 +80,8 @@ def write_between(page: Path, begin: str, end: str, text: str) -> None:
 def _go_on_with(run: Run, args: argparse.Namespace) -> None:
     folder = args.out / run.name
     source = args.data if run.pictures is None else run.pictures()
-    init = Path(run.settings.get("init", ""))
-    if init.is_relative_to(args.out) and not is_done(init):
+    init = run.settings.get("init")
+    if init is not None and Path(init).is_relative_to(args.out) and not is_done(Path(init)):
         raise SystemExit(f"{run.name} starts from {init}, which is not done.")
     settings = run.settings
     resume = (folder / "state").is_dir()
