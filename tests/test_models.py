@@ -14,6 +14,7 @@ from setdet.models.deploy import fold
 from setdet.models.distributions import BINS, boxes_from_edges, edge_targets
 from setdet.models.layers import GroupedConv2d
 from setdet.models.rtdetr import RTDETR, build_model
+from setdet.models.self_attention import QueryGroups, attend
 from setdet.models.variants import MODELS, model_config
 from setdet.targets import Targets
 from setdet.weights.remap import from_authors_v1
@@ -153,6 +154,25 @@ def test_attention_is_the_same_in_training_and_in_evaluation() -> None:
     assert torch.allclose(fused.logits, explicit.logits, atol=1e-10)
 
 
+@pytest.mark.parametrize(("denoising", "more_groups"), [(0, 1), (3, 0), (3, 1)])
+def test_attention_within_groups_is_attention_under_their_mask(denoising: int, more_groups: int) -> None:
+    torch.manual_seed(0)
+    chosen, copies = 5, 4
+    noised, total = denoising * copies, denoising * copies + (1 + more_groups) * chosen
+    groups = QueryGroups(denoising=denoising, copies=copies, chosen=chosen, total=total, device=torch.device("cpu"))
+    group = [n // copies for n in range(noised)] + [100 + n // chosen for n in range(total - noised)]
+    expected = [[a == b or (a < 100 and b == 100) for b in group] for a in group]
+    assert torch.equal(groups.mask, torch.tensor(expected))
+
+    inputs = [torch.randn(2, 3, total, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    within = attend(*inputs, groups)
+    masked = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=groups.mask)
+    torch.testing.assert_close(within, masked, rtol=1e-10, atol=1e-12)
+    upstream = torch.randn_like(within)
+    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (within, masked)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_denoising_copies_are_near_their_box_and_negatives_are_not_nearer() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = make_denoising_queries(TARGETS, num_classes=6, queries=40, label_noise=0.0, generator=generator)
@@ -165,8 +185,7 @@ def test_denoising_copies_are_near_their_box_and_negatives_are_not_nearer() -> N
     moved = (queries.boxes_cxcywh[batch, query, :2] - truth[:, :2]).abs()
     assert (moved <= truth[:, 2:] / 2 + 1e-6).all(), "a positive's corners move by less than half its size"
     assert (queries.labels[1] == 6).all(), "a picture without boxes holds padding alone"
-    mask = queries.group_mask()
-    assert mask.sum() == 20 * 4 * 4 and torch.equal(mask, mask.T)
+    assert queries.copies == 2 * 2
 
 
 def test_no_boxes_no_denoising() -> None:

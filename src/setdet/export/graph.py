@@ -12,9 +12,10 @@ from setdet.images import Preprocessing
 from setdet.models.attention import DeformableAttention
 from setdet.models.deploy import fold
 from setdet.models.distributions import boxes_from_edges
-from setdet.models.layers import SelfAttention, inverse_sigmoid
+from setdet.models.layers import inverse_sigmoid
 from setdet.models.queries import QuerySelection, SelectedQueries, anchor_logits
 from setdet.models.rtdetr import RTDETR
+from setdet.models.self_attention import SelfAttention
 
 STRIDES = (8, 16, 32)
 # In place of the infinite logit of an invalid anchor: its sigmoid is 1 as well, in float16 too, and parsers of graphs
@@ -91,7 +92,7 @@ class DetectionGraph(nn.Module):
                 content = content + decoder.rivals[index](reference, scores)
             position = decoder.query_position(reference)
             content = layer(
-                content, position=position, reference_cxcywh=reference, memory=memory, shapes=shapes, mask=None
+                content, position=position, reference_cxcywh=reference, memory=memory, shapes=shapes, groups=None
             )
             scores, change = decoder.class_heads[index](content), box_head(content)
             if decoder.first_box_head is None:
@@ -183,7 +184,7 @@ class GraphSelfAttention(nn.Module):
         self,
         x: Float[Tensor, "batch tokens width"],
         position: Float[Tensor, "#batch tokens width"],
-        mask: None = None,
+        groups: None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """As `SelfAttention.forward`."""
         placed = x + position

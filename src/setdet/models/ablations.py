@@ -18,7 +18,8 @@ from setdet.models.encoder import (
     RepVGGBlock,
     sine_cosine_positions,
 )
-from setdet.models.layers import ConvNorm, attend
+from setdet.models.layers import ConvNorm
+from setdet.models.self_attention import attend
 from setdet.models.variants import EncoderConfig
 
 
@@ -166,5 +167,5 @@ class CrossAttention(nn.Module):
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, C / heads)
             for projected in (self.query(x + position), self.key(others + position), self.value(others))
         )
-        attended = attend(query, key, value, None)
+        attended = attend(query, key, value)
         return self.norm(x + self.out_proj(attended.transpose(1, 2).flatten(2)))

@@ -73,12 +73,15 @@ class DeformableAttention(nn.Module):
         Points are those of the first level, then of the second, and so on; the weights of a head sum to 1.
         """
         batch, queries, _ = query.shape
-        offsets = self.sampling_offsets(query).view(batch, queries, self.heads, -1, 2)  # (B, Q, heads, points, 2)
         weights = self.attention_weights(query).view(batch, queries, self.heads, -1).softmax(dim=-1)
         # Offsets are measured in halves of the box, shared among the points of a level.
-        step = torch.cat([offsets.new_full((count, 1), 0.5 / count) for count in self.points])
-        center, size = reference_cxcywh[:, :, None, None].split(2, dim=-1)
-        return center + offsets * step * size, weights
+        step = torch.cat([reference_cxcywh.new_full((count, 1), 0.5 / count) for count in self.points])
+        center, size = reference_cxcywh.split(2, dim=-1)
+        # Laid out like the offsets, since sums of tensors of one layout run over long stretches of memory.
+        steps = (size[:, :, None] * step).flatten(2).repeat(1, 1, self.heads)  # (B, Q, heads · points · 2)
+        centers = center.repeat(1, 1, self.heads * len(step))
+        locations = torch.addcmul(centers, self.sampling_offsets(query).to(steps.dtype), steps)
+        return locations.view(batch, queries, self.heads, -1, 2), weights
 
 
 def sample_levels(

@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from setdet.models.attention import DeformableAttention
 from setdet.models.denoising import DenoisingQueries
 from setdet.models.distributions import boxes_from_edges
-from setdet.models.layers import MLP, SelfAttention, inverse_sigmoid
+from setdet.models.layers import MLP, inverse_sigmoid
 from setdet.models.outputs import EdgeDistributions
 from setdet.models.queries import SelectedQueries, make_box_head, make_class_head, make_edge_head
 from setdet.models.rivals import RivalEmbedding
+from setdet.models.self_attention import QueryGroups, SelfAttention
 from setdet.models.variants import DecoderConfig
 
 LEVELS = 3
@@ -58,14 +59,13 @@ class Decoder(nn.Module):
         denoising: DenoisingQueries | None,
     ) -> DecoderOutput:
         content, reference = selected.content, selected.reference_cxcywh
-        mask = _group_mask(content, queries=self.queries) if self.training else None
         noised = 0 if denoising is None else denoising.labels.shape[1]
         if denoising is not None:
             embedded = self.denoising_embedding(denoising.labels).to(content.dtype)
             content = torch.cat([embedded, content], dim=1)
             noised_boxes = inverse_sigmoid(denoising.boxes_cxcywh.to(reference.dtype)).sigmoid()
             reference = torch.cat([noised_boxes, reference], dim=1)
-            mask = _attention_mask(denoising, queries=selected.content.shape[1], among_queries=mask)
+        groups = self._groups(content, denoising)
 
         logits: list[Tensor] = []
         boxes: list[Tensor] = []
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
                 reference_cxcywh=reference,
                 memory=memory,
                 shapes=shapes,
-                mask=mask,
+                groups=groups,
             )
             logits.append(self.class_heads[index](content))
             change = self.box_heads[index](content)
@@ -102,6 +102,22 @@ class Decoder(nn.Module):
             logits=torch.stack(logits),
             boxes_cxcywh=torch.stack(boxes),
             edges=EdgeDistributions(logits=torch.stack(edges), reference_cxcywh=first) if edges else None,
+        )
+
+    def _groups(
+        self, content: Float[Tensor, "batch all width"], denoising: DenoisingQueries | None
+    ) -> QueryGroups | None:
+        """None where all look at all."""
+        count, copies = (0, 0) if denoising is None else (denoising.groups, denoising.copies)
+        chosen = content.shape[1] - count * copies
+        if not count and chosen <= self.queries:
+            return None
+        return QueryGroups(
+            denoising=count,
+            copies=copies,
+            chosen=min(self.queries, chosen),
+            total=content.shape[1],
+            device=content.device,
         )
 
     def _told_of_rivals(
@@ -144,35 +160,9 @@ class DecoderLayer(nn.Module):
         reference_cxcywh: Float[Tensor, "batch queries 4"],
         memory: Float[Tensor, "batch tokens width"],
         shapes: list[tuple[int, int]],
-        mask: Bool[Tensor, "queries queries"] | None,
+        groups: QueryGroups | None,
     ) -> Float[Tensor, "batch queries width"]:
-        x = self.norm1(x + self.self_attention(x, position, mask))
+        x = self.norm1(x + self.self_attention(x, position, groups))
         attended = self.cross_attention(x + position, reference_cxcywh=reference_cxcywh, memory=memory, shapes=shapes)
         x = self.norm2(x + attended)
         return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
-
-
-def _group_mask(content: Float[Tensor, "batch all width"], *, queries: int) -> Bool[Tensor, "all all"] | None:
-    """True where a query (row) may look: at those of its own group of `queries`; None where there is one group."""
-    if content.shape[1] <= queries:
-        return None
-    group = torch.arange(content.shape[1], device=content.device) // queries
-    return group[:, None] == group[None, :]
-
-
-def _attention_mask(
-    denoising: DenoisingQueries, *, queries: int, among_queries: Bool[Tensor, "queries queries"] | None
-) -> Bool[Tensor, "total total"]:
-    """True where a query (row) may look: denoising ones at their group and at the rest, the rest at themselves.
-
-    With several groups of queries, denoising ones look at the first.
-    """
-    noised = denoising.labels.shape[1]
-    total = noised + queries
-    mask = torch.ones(total, total, dtype=torch.bool, device=denoising.labels.device)
-    mask[:noised, :noised] = denoising.group_mask()
-    mask[noised:, :noised] = False
-    if among_queries is not None:
-        mask[noised:, noised:] = among_queries
-        mask[:noised, noised:] = among_queries[0]
-    return mask

@@ -8,7 +8,7 @@ from a generator of random numbers of one's own, so that a forward stays determi
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from setdet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -33,11 +33,10 @@ class DenoisingQueries:
     positive_index: tuple[Int[Tensor, " positives"], Int[Tensor, " positives"]]
     target_index: Int[Tensor, " positives"]
 
-    def group_mask(self) -> Bool[Tensor, "denoising denoising"]:
-        """Which denoising query (row) may attend to which (column): those of its own group."""
-        total = self.labels.shape[1]
-        group = torch.arange(total, device=self.labels.device) // (total // self.groups)
-        return group[:, None] == group[None, :]
+    @property
+    def copies(self) -> int:
+        """Number of queries in a group."""
+        return self.labels.shape[1] // self.groups
 
 
 def make_denoising_queries(

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from setdet.models.layers import ConvNorm, SelfAttention
+from setdet.models.layers import ConvNorm
+from setdet.models.self_attention import SelfAttention
 from setdet.models.variants import EncoderConfig
 
 Features = tuple[
