@@ -83,12 +83,12 @@ def records(out: Path) -> Iterator[Run]:
             f"record-n-{seed}", "record", {**small, "epochs": 32, "init": "rtdetr-n/surfaces", "seed": seed}, ends
         )
 
-    # The larger model, with larger batches, since a step of Muon costs much. `rtdetr-r18/surfaces` is where this
-    # run stood after two of its epochs.
+    # The larger model, with larger batches, since a step of Muon costs much. What `rtdetr-r18/neu-det` started from is
+    # this run as it stood after two of its epochs.
     larger = {"model": "rtdetr-r18", "image_size": 224, "batch_size": 16}
     then = (fifty, ALONE, "evaluate_every=3", "checkpoint_every_steps=200")
     yield Run("surfaces-r18", "record", {**larger, "epochs": 3}, then, pictures=lambda: surfaces(out, 20_000, 79))
-    tuned = {**larger, "epochs": 32, "init": "rtdetr-r18/surfaces"}
+    tuned = {**larger, "epochs": 32, "init": str(out / "surfaces-r18")}
     ends = (fifty, ALONE, "learning_rate=3e-4", "augment.photometric=0.3", "evaluate_every=16")
     yield Run("record-r18-0", "record", tuned, (*ends, "checkpoint_every_steps=90"))
 

@@ -180,12 +180,12 @@ class TestResolve:
     def test_a_wrong_name_gets_a_suggestion(self) -> None:
         with pytest.raises(WeightsError, match="no such name in the catalog. Did you mean 'rtdetr-r50/coco'"):
             resolve("rtdetr-r50/cocoa")
-        with pytest.raises(WeightsError, match="rtdetr-n/surfaces, rtdetr-n/neu-det, rtdetr-r18/surfaces"):
+        with pytest.raises(WeightsError, match="rtdetr-n/surfaces, rtdetr-n/neu-det, rtdetr-r18/neu-det"):
             resolve("zzz")
 
     def test_a_model_is_not_weights(self) -> None:
         with pytest.raises(
-            WeightsError, match="'rtdetr-r18' is a model, not weights. Say which weights: rtdetr-r18/surfaces, "
+            WeightsError, match="'rtdetr-r18' is a model, not weights. Say which weights: rtdetr-r18/neu-det, "
         ):
             resolve("rtdetr-r18")
         with pytest.raises(WeightsError, match="none by name; or the folder of a training run"):
