@@ -1,6 +1,7 @@
 """The models of `transformers` as oracles: built offline, every parameter and statistic randomised."""
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import (
     HGNetV2Config as TheirHGNetV2Config,
@@ -100,3 +101,13 @@ def randomise(model: nn.Module, *, seed: int) -> None:
 def copy_weights(oracle: Oracle, model: RTDETR) -> None:
     """Loads the oracle's weights into a model of ours, strictly."""
     model.load_state_dict(from_transformers(oracle.state_dict(), model.config))
+
+
+def matched_difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
+    """Largest difference of logits and boxes between two sets of queries, whatever their order.
+
+    Each query answers for one of the other set: queries from tokens without a valid anchor are all alike.
+    """
+    a, b = torch.cat(ours, dim=-1), torch.cat(theirs, dim=-1)
+    rows, columns = linear_sum_assignment(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").numpy())
+    return float((a[rows] - b[columns]).abs().max())

@@ -6,24 +6,12 @@ batch of three.
 
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
-from oracle import build_oracle, copy_weights, randomise
+from oracle import build_oracle, copy_weights, matched_difference, randomise
 from setdet.models.rtdetr import build_model
 from setdet.models.variants import MODELS
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-
-
-def matched_difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
-    """Largest difference of logits and boxes between two sets of queries, whatever their order.
-
-    Each query answers for one of the other set: queries from tokens without a valid anchor are all alike.
-    """
-    a, b = torch.cat(ours, dim=-1), torch.cat(theirs, dim=-1)
-    rows, columns = linear_sum_assignment(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").numpy())
-    return float((a[rows] - b[columns]).abs().max())
 
 
 def compare(

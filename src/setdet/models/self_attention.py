@@ -38,9 +38,10 @@ class QueryGroups:
     @cached_property
     def mask(self) -> Bool[Tensor, "total total"]:
         """True where a query (row) may look at another (column)."""
-        sizes = [self.copies] * self.denoising + [self.chosen] * ((self.total - self.noised) // self.chosen)
-        blocks = [torch.ones(size, size, dtype=torch.bool, device=self.device) for size in sizes]
-        mask = torch.block_diag(*blocks).to(torch.bool)
+        noised = torch.arange(self.noised, device=self.device) // max(self.copies, 1)
+        chosen = torch.arange(self.total - self.noised, device=self.device) // self.chosen
+        group = torch.cat([noised, self.denoising + chosen])
+        mask = group[:, None] == group
         mask[: self.noised, self.noised : self.noised + self.chosen] = True
         return mask
 
