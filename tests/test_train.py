@@ -27,7 +27,7 @@ from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetSt
 from setdet.training.config import TrainConfig
 from setdet.training.run import train
 from setdet.training.session import Session
-from setdet.training.setup import STATE
+from setdet.training.setup import STATE, choose_pictures
 from setdet.weights.files import load_model, read_info
 
 CLASS_NAMES = ("bright", "dark")
@@ -373,6 +373,38 @@ def test_resuming_with_another_configuration_or_data_is_refused(dataset: Dataset
     (out / STATE).write_bytes(b"broken")
     with pytest.raises(TrainingError, match="no training state"):
         train(dataset, tiny(epochs=1), out=out, resume=True)
+
+
+@pytest.mark.parametrize("select_on", [None, 0.34])
+def test_resuming_with_other_pictures_to_measure_on(
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    select_on: float | None,
+) -> None:
+    out, config = tmp_path / "my run", tiny(evaluate_every=2, select_on=select_on)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert train(dataset, config, out=out).interrupted
+    assert f"setdet train {dataset.root} --out '{out}' --resume" in capsys.readouterr().err
+
+    measured = {record.image for record in choose_pictures(dataset, config).evaluation}
+    moved = {
+        split: tuple(
+            replace(record, boxes_xyxy_px=record.boxes_xyxy_px + 1) if record.image in measured else record
+            for record in records
+        )
+        for split, records in dataset.splits.items()
+    }
+    if select_on is None:  # nothing is decided by them
+        train(replace(dataset, splits=moved), config, out=out, resume=True)
+        assert "measured on (val), or their boxes, have changed" in capsys.readouterr().err
+    else:
+        with pytest.raises(TrainingError, match="choose the best epoch on, or their boxes, have changed"):
+            train(replace(dataset, splits=moved), config, out=out, resume=True)
+    train(dataset, config, out=out, resume=True)
+    assert ("have changed" in capsys.readouterr().err) == (select_on is None), "the last ones seen are what counts"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

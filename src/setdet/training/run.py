@@ -37,8 +37,8 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
     Raises:
         ConfigError: a value does not fit this machine, the model or the resumed run.
         OutputError: `out` is in use, or there is nothing to resume in it.
-        TrainingError: nothing to train on, or 20 steps in a row whose loss or gradient is not finite. A single one is
-            left out, and the log names its pictures.
+        TrainingError: nothing to train on, other data than the resumed run had, or 20 steps in a row whose loss or
+            gradient is not finite. A single one is left out, and the log names its pictures.
         WeightsError: `config.init` cannot be started from.
         DataError: there are fewer pictures than a batch, or a picture cannot be read.
     """

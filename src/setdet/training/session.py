@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -12,6 +13,7 @@ from lightning_fabric import Fabric
 from setdet.analyze.matching import FollowedPictures, Matched, instability
 from setdet.data.loader import Batch, TrainingLoader, training_loader
 from setdet.data.writing import write_atomically
+from setdet.errors import TrainingError
 from setdet.evaluate import evaluate
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
@@ -99,6 +101,14 @@ class Session:
                 config=config,
                 data=fingerprint(pictures.training, class_names),
             )
+        measured_on = fingerprint(pictures.evaluation, class_names)
+        other_measure = progress.measured_on not in ("", measured_on)
+        progress.measured_on = measured_on
+        if other_measure and config.select_on is not None:
+            raise TrainingError(
+                f"{out / STATE}: the pictures kept aside to choose the best epoch on, or their boxes, have changed. "
+                "Resume with the same data, or start a new run with init set to this folder."
+            )
         fabric.barrier()  # every process has checked and read the folder before the first one writes to it
         if fabric.is_global_zero and not resume:
             write_atomically(out / "config.yaml", config.to_yaml())
@@ -117,6 +127,11 @@ class Session:
         )
         run = cls(class_names, pictures, config, fabric, out, parts, progress, log, batches, followed)
         run._introduce(resume)
+        if other_measure:
+            log.say(
+                f"The pictures measured on ({pictures.evaluation_name}), or their boxes, have changed since the run "
+                f"stopped: figures up to epoch {progress.epoch} don't compare with later ones."
+            )
         if not resume:
             run.save_state()  # so that a run that dies in its first epoch can be resumed too
         return run
@@ -247,7 +262,7 @@ class Session:
         self.save_state()
         self.log.say(
             f"Stopped after step {self.progress.step} of {self.parts.total_steps}; the state is in {self.out / STATE}. "
-            f"To go on: setdet train DATA --out {self.out} --resume"
+            f"To go on: setdet train {quote(str(self.pictures.root))} --out {quote(str(self.out))} --resume"
         )
         return self.result(interrupted=True)
 

@@ -30,12 +30,14 @@ class Pictures:
     """Which pictures are for what.
 
     Attributes:
+        root: the data set's folder or file.
         training: learnt from.
         evaluation: measured on after epochs; empty for none.
         evaluation_name: "selection" (a part of the training split, on which the best epoch is chosen) or "val".
         notes: what was decided here, for the user to read.
     """
 
+    root: Path
     training: tuple[Record, ...]
     evaluation: tuple[Record, ...]
     evaluation_name: str
@@ -70,7 +72,7 @@ def choose_pictures(dataset: Dataset, config: TrainConfig) -> Pictures:
         raise TrainingError(
             f"{dataset.root}: none of the {len(training)} training pictures has a box: nothing to learn."
         )
-    return Pictures(training=training, evaluation=evaluation, evaluation_name=name, notes=notes)
+    return Pictures(root=dataset.root, training=training, evaluation=evaluation, evaluation_name=name, notes=notes)
 
 
 def check_folder(out: Path, *, resume: bool) -> None:

@@ -35,6 +35,7 @@ class Progress:
         loss_sums: of each term over the batches of the running epoch.
         loss_batches: how many batches `loss_sums` holds.
         matched: what `setdet.analyze.matching` saw after the last whole epoch; empty before.
+        measured_on: fingerprint of the pictures that it is measured on; empty before the run has begun.
     """
 
     epoch: int = 0
@@ -47,10 +48,11 @@ class Progress:
     loss_sums: dict[str, float] = field(default_factory=dict)
     loss_batches: int = 0
     matched: dict[str, list[Any]] = field(default_factory=dict)
+    measured_on: str = ""
 
 
 def fingerprint(records: tuple[Record, ...], class_names: tuple[str, ...]) -> str:
-    """A short name for a training set: class names, pictures' names, and all that is said of their boxes."""
+    """A short name for pictures: class names, pictures' names, and all that is said of their boxes."""
     digest = hashlib.sha256("\0".join(class_names).encode())
     for record in records:
         digest.update(f"\n{record.image.name}\0".encode())
