@@ -2,7 +2,7 @@
 # They start again only where something changed. Needs make and Python 3.11 or newer with its venv module.
 #
 #   make demo PYTHON=python3.12     another Python
-#   make demo TORCH_INDEX=          PyTorch from the package index alone: on Linux its build for CUDA
+#   make demo TORCH_INDEX=          PyTorch from the package index alone: on Linux its build for CUDA (after make clean)
 
 PYTHON ?= python3
 # PyPI's own Linux build of PyTorch brings gigabytes of CUDA packages; this index has the CPU build.

@@ -177,7 +177,7 @@ def table(compared: dict[str, dict[int, Curve]]) -> str:
         if any(seed in runs for runs in published)
     }
     rows = [
-        "| | seeds | epochs | minutes | mAP50-95 | mAP50 | passes the best evaluation of its seed's `paper-v1` at |",
+        "| | seeds | epochs | minutes | mAP50-95 | mAP50 | passes the best of both others, seed by seed, at |",
         "|---|---|---|---|---|---|---|",
     ]
     for recipe, curves in compared.items():

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
-from setdet.losses.criterion import Criterion, LossConfig
+from setdet.losses.config import LossConfig
+from setdet.losses.criterion import Criterion
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.rtdetr import build_model
 from setdet.models.variants import MODELS, ModelConfig, ResNetConfig

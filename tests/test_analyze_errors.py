@@ -17,12 +17,14 @@ from setdet.analyze.thresholds import choose_thresholds
 from setdet.analyze.tide import WRONG_KINDS
 from setdet.api import load
 from setdet.cli import main
+from setdet.cli.analyze.errors import _may_have_learnt
 from setdet.data.schema import Record
 from setdet.data.sources import read_dataset
 from setdet.detections import Detections
 from setdet.errors import DataError, UsageError
 from setdet.metrics.coco import coco_metrics
 from setdet.thresholds import lowest_scores, read_thresholds
+from setdet.training.config import TrainConfig
 from small_data import CLASS_NAMES, write_voc, write_weights
 
 # One crack and one dent a picture, far apart.
@@ -244,7 +246,8 @@ def test_the_command_writes_what_predict_takes(
         "1",
     ]
     assert main([*command, "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
+    said, noted = capsys.readouterr()
+    assert "pictures that they have learnt" in noted
     assert "costs AP50" in said and "lowest score" in said and str(out / "errors.html") in said
     assert str(out / "thresholds.json") in said
     charts = {"cost", "sides", "precision-recall", "f1", "calibration", "sizes", "shapes"}
@@ -264,6 +267,16 @@ def test_the_command_writes_what_predict_takes(
     (tmp_path / "other.json").write_text('{"thresholds": {"brigth": 0.5}}')
     assert main([*predict[:-1], str(tmp_path / "other.json"), "--out", str(tmp_path / "other")]) == 2
     assert "Did you mean 'bright'?" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_scores_chosen_on_pictures_kept_aside_need_no_warning() -> None:
+    assert _may_have_learnt({}, share=0.2, seed=0)
+    assert _may_have_learnt({"config": TrainConfig().to_dict()}, share=0.2, seed=0)
+    config = TrainConfig(select_on=0.2, seed=3).to_dict()
+    assert not _may_have_learnt({"config": config}, share=0.2, seed=3)
+    assert not _may_have_learnt({"config": config}, share=0.1, seed=3)
+    assert _may_have_learnt({"config": config}, share=0.3, seed=3)
+    assert _may_have_learnt({"config": config}, share=0.2, seed=0)
 
 
 def test_a_bar_says_how_far_it_is(tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:

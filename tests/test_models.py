@@ -9,7 +9,8 @@ from torch import nn
 
 from oracle import matched_difference, randomise
 from setdet.errors import ConfigError, WeightsError
-from setdet.losses.criterion import Criterion, LossConfig
+from setdet.losses.config import LossConfig
+from setdet.losses.criterion import Criterion
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.deploy import fold
 from setdet.models.distributions import BINS, boxes_from_edges, edge_targets
@@ -292,6 +293,23 @@ def test_a_model_whose_boxes_are_distributions_trains_every_parameter_and_folds(
     torch.testing.assert_close(fold(model)(images).boxes_cxcywh[-1], model(images).boxes_cxcywh[-1])
     with pytest.raises(ConfigError, match="choose one"):
         config.override(["decoder.training_groups=2"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["decoder.heads=3"], "3 heads cannot share 128 channels"),
+        (["encoder.heads=3"], "3 heads cannot share 128 channels"),
+        (["encoder.width=130"], "multiple of 4"),
+        (["decoder.width=0"], "greater than or equal to 1"),
+        (["encoder.fusion_blocks=-3"], "greater than or equal to 0"),
+        (["decoder.query_source=learned", "decoder.training_groups=3"], "leave out training_groups"),
+        (["decoder.query_source=learned", "decoder.rivals=true"], "leave out rivals"),
+    ],
+)
+def test_a_model_that_no_forward_would_survive_is_not_built(changes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_config("rtdetr-n").override(changes)
 
 
 @pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetr-n"])

@@ -337,6 +337,10 @@ def test_no_pictures_and_no_boxes_are_named(tmp_path: Path) -> None:
         train(empty, tiny(), out=tmp_path / "run")
     with pytest.raises(TrainingError, match="none of the 6 training pictures has a box"):
         train(make_dataset(tmp_path / "data", boxes=False), tiny(), out=tmp_path / "run")
+    crowds = make_dataset(tmp_path / "data")
+    crowds.splits["train"] = tuple(replace(record, crowd=~record.crowd) for record in crowds.splits["train"])
+    with pytest.raises(TrainingError, match="none of the 6 training pictures has a box"):
+        train(crowds, tiny(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists(), "nothing may be half-written"
 
 

@@ -31,7 +31,7 @@ from setdet.training.optim import (
 )
 from setdet.training.recipes import paper_v1, recipe
 from setdet.training.schedule import rate_factor, warmup_steps_for
-from setdet.training.setup import augment_in, choose_pictures, configured_model, resolved
+from setdet.training.setup import augment_in, choose_pictures, configured_model
 from setdet.training.state import Progress, save_state
 from setdet.training.step import noise_generator
 
@@ -172,6 +172,24 @@ def test_loss_watch_names_the_batches_behind_a_gradient_that_is_not_finite() -> 
     assert watch.read(step=3)[1] == [SkippedStep("gradient (norm inf)", ("c.png", "d.png"))]
 
 
+def test_loss_watch_passes_over_everyday_infinities_but_not_over_nothing_else() -> None:
+    watch = LossWatch()
+
+    def step(norm: float, loss: float = 1.0) -> None:
+        watch.add({"class": torch.tensor(loss)}, pictures=["a.png"])
+        watch.add_step(torch.tensor(norm), everyday=True)
+
+    step(math.inf)
+    step(1.0)
+    step(math.inf, loss=math.nan)
+    batches, skipped = watch.read(step=3)
+    assert len(batches) == 2 and skipped == [SkippedStep("loss (class = nan)", ("a.png",))]
+    for _ in range(MOST_SKIPPED_IN_A_ROW - 1):
+        step(math.inf)
+    with pytest.raises(TrainingError, match="had to be skipped"):
+        watch.read(step=22)
+
+
 def test_loss_watch_gives_up_on_a_run_that_skips_every_step() -> None:
     watch = LossWatch()
 
@@ -276,6 +294,10 @@ def test_precision_and_device() -> None:
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"learning_rate": 0}, "greater than 0"),
         ({"freeze": ["backbone"]}, "'freeze' needs 'init'"),
+        ({"freeze": ["backbone.stem", "encoder"], "backbone_weights": "x"}, "'freeze' of 'encoder' needs 'init'"),
+        ({"architecture": ["decoder.queries=40"]}, "is a field of the run itself: --set queries=…"),
+        ({"architecture": ["num_classes=7"]}, "'num_classes=7' changes none of backbone, encoder and decoder"),
+        ({"batch_size": 1, "image_size": [32, 32]}, "one value to learn from"),
         ({"select_on": 0.2, "evaluate_every": 0}, "'select_on' needs evaluations"),
         ({"schedule": "linear"}, "'cosine'"),
     ],
@@ -294,8 +316,8 @@ def test_configuration_survives_its_file_and_documents_every_field(tmp_path: Pat
 
 
 def test_more_plain_epochs_than_epochs() -> None:
-    with pytest.raises(ConfigError, match="plain_epochs=3"):
-        resolved(TrainConfig(epochs=2, plain_epochs=3), device="cpu", precision="fp32")
+    with pytest.raises(ConfigError, match=r"'plain_epochs' \(3\) are together more than 'epochs' \(2\)"):
+        TrainConfig.from_dict({"epochs": 2, "plain_epochs": 3})
 
 
 def test_pictures_are_mixed_after_the_first_epochs_for_half_of_the_run() -> None:
@@ -319,8 +341,7 @@ def test_last_epochs_are_plain() -> None:
 def test_recipes() -> None:
     ours = configured_model(recipe("default", model="rtdetr-n").override(["architecture=[encoder.variant=B]"]), 6)
     assert (ours.decoder.queries, ours.decoder.rivals, ours.encoder.variant) == (100, True, "B")
-    other = recipe("default").override(["architecture=[decoder.queries=40, decoder.rivals=false]"])
-    own = configured_model(other, 6).decoder
+    own = configured_model(recipe("default").override(["queries=40", "rivals=false"]), 6).decoder
     assert (own.queries, own.rivals) == (40, False)
     assert not configured_model(recipe("deim"), 6).decoder.rivals
     assert (recipe("default").learning_rate, recipe("default", init="weights").learning_rate) == (6e-4, 2e-4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from setdet.errors import WeightsError
+from setdet.errors import OutputError, WeightsError
 from setdet.images import Preprocessing
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import model_config
@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_the_old_file(model: RTDETR, checkpoint: Path, mon
         raise OSError("disk full")
 
     monkeypatch.setattr("safetensors.torch.save_file", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"cannot be written \(disk full\).*--resume"):
         save_checkpoint(checkpoint, state=model.state_dict(), info=make_info(model))
     assert checkpoint.read_bytes() == before
     assert len(list(checkpoint.parent.iterdir())) == 1

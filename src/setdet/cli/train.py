@@ -19,7 +19,8 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Which model; `setdet models` lists them.  [default: the recipe's, rtdetr-r18]", rich_help_panel=_MODEL
+            help="Which model; `setdet models` lists them.  [default: that of --init, else the recipe's]",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     init: Annotated[

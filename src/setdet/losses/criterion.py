@@ -15,8 +15,6 @@ from setdet.models.denoising import DenoisingQueries
 from setdet.models.outputs import EdgeDistributions, RTDETROutput
 from setdet.targets import Targets
 
-__all__ = ["Criterion", "LossConfig"]
-
 
 class Criterion:
     """Weighted terms by name, whose sum is the loss (RT-DETR, section 4.3, eq. 2 and 3)."""

@@ -90,7 +90,7 @@ class HungarianMatcher:
             named = ", ".join(f"{name} ({count} boxes)" for name, count in new.items())
             warnings.warn(
                 f"More boxes than the {queries} queries: {named}. Those left over are not learned from; "
-                "train with more queries.",
+                "train with more queries (--set queries=…).",
                 stacklevel=4,
             )
 

@@ -22,7 +22,7 @@ LEVELS = 3
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """Logits and boxes (cxcywh, 0 to 1) of every layer that ran, denoising queries first; and what boxes come from."""
+    """Of each layer that ran, denoising queries first: logits, boxes as shares of the picture, what boxes come from."""
 
     logits: Float[Tensor, "layers batch queries classes"]
     boxes_cxcywh: Float[Tensor, "layers batch queries 4"]

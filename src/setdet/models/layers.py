@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["relu", "silu", "gelu", "none"]
+Activation = Literal["relu", "silu", "none"]
 
 
 def make_activation(name: Activation) -> nn.Module:
@@ -18,8 +18,6 @@ def make_activation(name: Activation) -> nn.Module:
             return nn.ReLU(inplace=True)
         case "silu":
             return nn.SiLU(inplace=True)
-        case "gelu":
-            return nn.GELU()
         case "none":
             return nn.Identity()
 

@@ -24,7 +24,8 @@ class EdgeDistributions:
 class RTDETROutput:
     """Predictions of every decoder layer and of the encoder's query selection.
 
-    Boxes are centre, width, height as shares of the picture's size (0 to 1); logits are before the sigmoid.
+    Boxes are centre, width, height as shares of the picture's size, 0 to 1 (refined as distributions, they may reach
+    beyond); logits are before the sigmoid.
 
     Attributes:
         logits: class logits of every decoder layer that ran, first to last.

@@ -1,8 +1,5 @@
-"""From the last layer's output to boxes in pixels: no non-maximum suppression, only a top-k."""
+"""From the last layer's output to detections: no non-maximum suppression, only a top-k."""
 
-from collections.abc import Sequence
-
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,15 +18,3 @@ def top_detections(
     scores, index = flat.topk(min(top_k, flat.shape[1]), dim=1)
     query = (index // classes)[..., None].expand(-1, -1, 4)
     return boxes.gather(1, query), scores, index % classes
-
-
-def postprocess(
-    output: RTDETROutput, sizes_hw: Sequence[tuple[int, int]], *, top_k: int = 300
-) -> list[tuple[Float[Tensor, "k 4"], Float[Tensor, " k"], Int[Tensor, " k"]]]:
-    """(boxes_xyxy_px, scores, labels) of every picture, best first, clipped to pictures of `sizes_hw` pixels."""
-    boxes, scores, labels = top_detections(output, top_k=top_k)
-    results = []
-    for image, (height, width) in enumerate(sizes_hw):
-        scale = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
-        results.append((boxes[image].clamp(0, 1) * scale, scores[image], labels[image]))
-    return results

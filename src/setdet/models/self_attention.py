@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# As many tokens make 64 MiB of weights in bfloat16, of each picture and layer, with eight heads.
+MANY_TOKENS = 2048
+
 
 @dataclass(frozen=True)
 class QueryGroups:
@@ -94,10 +97,12 @@ def attend(
     groups: QueryGroups | None = None,
 ) -> Float[Tensor, "batch heads queries channels"]:
     """Scaled dot-product attention, within `groups` where keys are those of the queries themselves."""
-    if not (query.requires_grad and query.device.type == "cpu"):
+    many = groups is None and key.shape[2] > MANY_TOKENS
+    if many or not (query.requires_grad and query.device.type == "cpu"):
         mask = None if groups is None else groups.mask
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # Training on a CPU: the fused kernel's backward pass takes three times as long as plain matrix products.
+    # Training on a CPU: the fused kernel's backward pass takes three times as long as plain matrix products, which keep
+    # every weight of the attention in memory.
     query = query * query.shape[-1] ** -0.5
     if groups is None:
         attended = _attend_by_products(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))

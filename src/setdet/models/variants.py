@@ -16,6 +16,11 @@ from setdet.errors import ConfigError
 Sampling = Literal["bilinear", "discrete"]
 
 
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"{heads} heads cannot share {width} channels: width must be a multiple of heads")
+
+
 class ResNetConfig(Config):
     """A ResNet-vd backbone (He et al. 2018, "Bag of Tricks", fig. 2, tweaks B, C and D)."""
 
@@ -71,12 +76,17 @@ class EncoderConfig(Config):
         description="what happens inside S5 in the variants D_S5 and E: attention, nothing, or convolutions and "
         "attention side by side that look at each other (after ICIF-Net)",
     )
-    width: int = Field(default=256, description="channels of every level")
-    feedforward: int = Field(default=1024, description="hidden width of AIFI's feed-forward network")
-    heads: int = 8
-    aifi_layers: int = Field(default=1, description="transformer layers on S5")
-    expansion: float = Field(default=1.0, description="width inside a fusion block, as a share of `width`")
-    fusion_blocks: int = Field(default=3, description="RepVGG blocks in a fusion block")
+    width: int = Field(default=256, ge=4, multiple_of=4, description="channels of every level")
+    feedforward: int = Field(default=1024, ge=1, description="hidden width of AIFI's feed-forward network")
+    heads: int = Field(default=8, ge=1, description="of AIFI's attention")
+    aifi_layers: int = Field(default=1, ge=0, description="transformer layers on S5")
+    expansion: float = Field(default=1.0, gt=0, description="width inside a fusion block, as a share of `width`")
+    fusion_blocks: int = Field(default=3, ge=0, description="RepVGG blocks in a fusion block")
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "EncoderConfig":
+        _check_heads(self.width, self.heads)
+        return self
 
     @field_validator("interaction")
     @classmethod
@@ -90,9 +100,9 @@ class EncoderConfig(Config):
 class DecoderConfig(Config):
     """Query selection and the decoder (paper, sections 4.3 and 4.1)."""
 
-    width: int = 256
-    feedforward: int = 1024
-    heads: int = 8
+    width: int = Field(default=256, ge=1, description="channels of a query")
+    feedforward: int = Field(default=1024, ge=1, description="hidden width of a layer's feed-forward network")
+    heads: int = Field(default=8, ge=1, description="of self-attention and of deformable attention")
     layers: int = Field(default=6, ge=1, description="layers that are trained")
     eval_layers: int | None = Field(default=None, ge=1, description="layers that run in evaluation; None: all")
     points: int | tuple[int, int, int] = Field(
@@ -127,13 +137,12 @@ class DecoderConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _groups_have_boxes_of_their_own(self) -> "DecoderConfig":
+    def _fits_together(self) -> "DecoderConfig":
+        _check_heads(self.width, self.heads)
         if self.training_groups > 1 and self.box_refinement == "distribution":
             raise ValueError("groups of queries and edges as distributions don't go together: choose one")
-        return self
-
-    @model_validator(mode="after")
-    def _rivals_have_scores(self) -> "DecoderConfig":
+        if self.training_groups > 1 and self.query_source == "learned":
+            raise ValueError("learned queries have no next best to make groups of: leave out training_groups")
         if self.rivals and self.query_source == "learned":
             raise ValueError("learned queries come without scores, so none is better than another: leave out rivals")
         return self

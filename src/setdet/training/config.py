@@ -12,8 +12,8 @@ from setdet.losses.config import LossConfig
 class TrainConfig(Config):
     """A training run. Steps are optimiser steps; rates are per step; sizes are (height, width) in pixels.
 
-    Where a field is None, the value is derived from the length of the run, so that a run of ten minutes warms up,
-    averages and cools down in proportion as one of ten days does.
+    Where a field of warm-up, average or mixing is None, the value is derived from the length of the run, so that a run
+    of ten minutes warms up and averages in proportion as one of ten days does.
     """
 
     model: str = Field(default="rtdetr-r18", description="which model to build; `setdet models` lists them")
@@ -25,7 +25,7 @@ class TrainConfig(Config):
     )
     architecture: tuple[str, ...] = Field(
         default=(),
-        description="changes to the model's own configuration, such as 'encoder.interaction=cross'; "
+        description="changes to backbone, encoder or decoder of the model, such as 'encoder.interaction=cross'; "
         "docs/model.md tells of them",
     )
     init: str | None = Field(
@@ -40,7 +40,7 @@ class TrainConfig(Config):
     freeze: tuple[str, ...] = Field(
         default=(),
         description="parts that stay as they are: 'norms' (batch norms of the backbone), 'backbone', 'encoder', "
-        "or any submodule such as 'backbone.stem'; needs `init` or `backbone_weights`",
+        "or any submodule such as 'backbone.stem'; needs `init`, or `backbone_weights` for parts of the backbone",
     )
 
     epochs: int = Field(default=72, ge=1, description="passes over the training pictures")
@@ -125,12 +125,34 @@ class TrainConfig(Config):
             raise ValueError("height and width must be multiples of 32")
         return size
 
+    @field_validator("architecture")
+    @classmethod
+    def _only_parts(cls, changes: tuple[str, ...]) -> tuple[str, ...]:
+        for change in changes:
+            place = change.partition("=")[0].strip()
+            if place in ("decoder.queries", "decoder.rivals"):
+                field = place.partition(".")[2]
+                raise ValueError(f"'{place}' is a field of the run itself: --set {field}=…")
+            if place.partition(".")[0] not in ("backbone", "encoder", "decoder"):
+                raise ValueError(f"'{change}' changes none of backbone, encoder and decoder (as 'encoder.variant=B')")
+        return changes
+
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
         if self.init is not None and self.backbone_weights is not None:
             raise ValueError("'init' has weights for the backbone, too: leave out 'backbone_weights'")
         if self.freeze and self.init is None and self.backbone_weights is None:
             raise ValueError("'freeze' needs 'init' or 'backbone_weights': frozen random weights never learn")
+        random = [part for part in self.freeze if part != "norms" and part.partition(".")[0] != "backbone"]
+        if random and self.init is None:
+            raise ValueError(f"'freeze' of '{random[0]}' needs 'init': frozen random weights never learn")
+        if self.settle_epochs + self.plain_epochs > self.epochs:
+            raise ValueError(
+                f"'settle_epochs' ({self.settle_epochs}) and 'plain_epochs' ({self.plain_epochs}) are together more "
+                f"than 'epochs' ({self.epochs}): train for longer, or set them to 0"
+            )
+        if self.batch_size == 1 and self.image_size == (32, 32):
+            raise ValueError("one picture of 32×32 leaves a norm one value to learn from: a larger batch or size")
         if self.select_on is not None and self.evaluate_every == 0:
             raise ValueError("'select_on' needs evaluations: set 'evaluate_every' to 1 or more")
         sizes, shorter = self.augment.multi_scale, min(self.image_size)

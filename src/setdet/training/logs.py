@@ -45,7 +45,7 @@ class LossWatch:
 
     def __init__(self) -> None:
         self._batches: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # names of terms, names of pictures
-        self._ends: dict[int, bool] = {}  # after how many batches a step was taken, and whether its norm is known
+        self._ends: dict[int, bool] = {}  # after how many batches a step was taken, and whether to pass over its norm
         self._numbers: list[Tensor] = []
         self._in_a_row = 0
 
@@ -54,11 +54,10 @@ class LossWatch:
         self._batches.append((tuple(terms), tuple(pictures)))
         self._numbers.append(torch.stack([term.float() for term in terms.values()]))
 
-    def add_step(self, norm: Tensor | None) -> None:
-        """Marks the end of a step, whose gradient had that norm. None where an infinite one is an everyday matter."""
-        self._ends[len(self._batches)] = norm is not None
-        if norm is not None:
-            self._numbers.append(norm.detach().float().view(1))
+    def add_step(self, norm: Tensor, *, everyday: bool = False) -> None:
+        """Marks the end of a step, whose gradient had that norm; one that is not finite may be an everyday matter."""
+        self._ends[len(self._batches)] = everyday
+        self._numbers.append(norm.detach().float().view(1))
 
     def read(self, *, step: int) -> tuple[list[dict[str, float]], list[SkippedStep]]:
         """The terms of every finite batch since the last reading, and the skipped steps. Call it after a step.
@@ -83,11 +82,12 @@ class LossWatch:
                 finite.append(batch)
             if count not in self._ends:
                 continue
-            norm = next(numbers) if self._ends[count] else 0.0
+            norm = next(numbers)
+            worth_a_word = broken is not None or not self._ends[count]
             if broken is None and not math.isfinite(norm):
                 broken = SkippedStep(f"gradient (norm {norm})", tuple(in_step))
             self._in_a_row = 0 if broken is None else self._in_a_row + 1
-            if broken is not None:
+            if broken is not None and worth_a_word:
                 skipped.append(broken)
             if self._in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 raise TrainingError(
@@ -181,7 +181,7 @@ class RunLog:
         """Adds a line to metrics.jsonl and its numbers to TensorBoard; both are flushed.
 
         Args:
-            line: has "kind" ("step" or "epoch"), "step", and numbers, or tables of numbers.
+            line: has "kind" ("step", "epoch" or "skipped"), "step", and numbers, or tables of numbers.
 
         Raises:
             OutputError: the file cannot be written.

@@ -99,7 +99,7 @@ def _train(run: Session, stop: StopRequest) -> TrainResult:
                 statistics=statistics,
             )
             # With fp16's loss scaling, an infinite gradient is how the scale is found.
-            run.watch.add_step(None if config.precision == "fp16" else norm)
+            run.watch.add_step(norm, everyday=config.precision == "fp16")
             progress.step += 1
             parts.ema.update(step=progress.step)
 

@@ -11,7 +11,7 @@ from torch import nn
 from setdet.data.schema import Dataset, Record
 from setdet.data.sources import hold_out, make_splits
 from setdet.data.transforms import AugmentConfig
-from setdet.errors import ConfigError, OutputError, TrainingError
+from setdet.errors import OutputError, TrainingError
 from setdet.losses.criterion import Criterion
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import ModelConfig, model_config
@@ -51,7 +51,8 @@ def choose_pictures(dataset: Dataset, config: TrainConfig) -> Pictures:
     one (not by the run's seed): what `setdet val` measures on later must not have been trained on.
 
     Raises:
-        TrainingError: there are no training pictures, or none of them has a box.
+        TrainingError: there are no training pictures, or none of them has a box to learn.
+        DataError: they are too few to keep some aside.
     """
     notes: tuple[str, ...] = ()
     if "train" in dataset.splits and "val" not in dataset.splits:
@@ -68,7 +69,7 @@ def choose_pictures(dataset: Dataset, config: TrainConfig) -> Pictures:
         training, evaluation, name = tuple(kept), tuple(held), "selection"
     else:
         evaluation, name = tuple(dataset.splits.get("val", ())) if config.evaluate_every else (), "val"
-    if not any(len(record.labels) for record in training):
+    if not any((~record.crowd).any() for record in training):
         raise TrainingError(
             f"{dataset.root}: none of the {len(training)} training pictures has a box: nothing to learn."
         )
@@ -185,14 +186,5 @@ def build_parts(
 
 
 def resolved(config: TrainConfig, *, device: str, precision: str) -> TrainConfig:
-    """The configuration with what `auto` stood for.
-
-    Raises:
-        ConfigError: more plain epochs than epochs.
-    """
-    if config.settle_epochs + config.plain_epochs > config.epochs:
-        raise ConfigError(
-            f"settle_epochs={config.settle_epochs} and plain_epochs={config.plain_epochs} are together more than "
-            f"epochs={config.epochs}."
-        )
+    """The configuration with what `auto` stood for."""
     return config.model_copy(update={"device": device, "precision": precision})

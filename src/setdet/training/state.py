@@ -1,7 +1,6 @@
 """The training state on disk: all that a run needs to go on as if it had never stopped."""
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from setdet.data.schema import Record
-from setdet.errors import ConfigError, OutputError, TrainingError
+from setdet.errors import ConfigError, TrainingError
 from setdet.training.config import TrainConfig
 from setdet.training.ema import Ema
+from setdet.weights.whole import write_whole
 
 FORMAT = 2
 # What may change between the parts of one run without changing its numbers.
@@ -91,19 +91,12 @@ def save_state(
         "data": data,
         "processes": fabric.world_size,
     }
-    draft = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
+
+    def write(name: str) -> None:
+        with open(name, "wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except (OSError, RuntimeError) as error:
-        # PyTorch's writer says what went wrong with its own file, after what went wrong with the disk.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        draft.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({cause}). Make room, and go on with --resume.") from None
+
+    write_whole(path, write)
 
 
 def load_state(

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -71,8 +70,7 @@ def backward(
     with _exchange_gradients(model, is_last):
         with fabric.autocast():
             output: RTDETROutput = model(images, denoising)
-        # Matching costs and box terms lose too much in half precision: the loss is always float32.
-        terms = criterion(_to_float32(output), targets, denoising)
+        terms = criterion(output, targets, denoising)  # outside of autocast: it computes in float32
         loss = torch.stack(list(terms.values())).sum()
         fabric.backward(loss * share)
     return {name: term.detach() for name, term in terms.items()}
@@ -124,12 +122,6 @@ def _exchange_gradients(model: nn.Module, exchange: bool) -> AbstractContextMana
     if isinstance(model, DistributedDataParallel) and not exchange:
         return model.no_sync()
     return nullcontext()
-
-
-def _to_float32(output: RTDETROutput) -> RTDETROutput:
-    values = {field.name: getattr(output, field.name) for field in fields(output)}
-    wide: dict[str, Any] = {name: value.float() for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(output, **wide)
 
 
 def _denoising_to(denoising: DenoisingQueries, device: torch.device) -> DenoisingQueries:

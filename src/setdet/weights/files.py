@@ -39,7 +39,11 @@ _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself reads no lo
 
 
 def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointInfo) -> None:
-    """Writes atomically: `path` holds either what it held before or the whole new file."""
+    """Writes atomically: `path` holds either what it held before or the whole new file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -52,7 +52,6 @@ def write_authors(path: Path, *, info: CheckpointInfo, state: "dict[str, Tensor]
         theirs = to_authors_v1(state, info.model)
     # One storage for both: the file is no larger for it.
     content = {"model": theirs, "ema": {"module": theirs}, METADATA_KEY: json.dumps(info.to_dict())}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: torch.save(content, partial))
     (height, width), decoder = info.preprocessing.image_size, info.model.decoder
     return [

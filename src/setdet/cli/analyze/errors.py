@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +52,8 @@ def errors(
             "--thresholds-on chooses on training pictures, so --split train cannot be reported on with it."
         )
     folder = next_unused(Path("analysis", "errors")) if out is None else unused(out)
-    predictor = load(weights, device=device).predictor
+    detector = load(weights, device=device)
+    predictor = detector.predictor
     dataset = read_with_split(data, split)
 
     from setdet.analyze.errors import analyze_errors
@@ -61,6 +62,12 @@ def errors(
     progress = sys.stderr.isatty()
     chosen = None
     if thresholds_on is not None:
+        if _may_have_learnt(detector.info.history, share=thresholds_on, seed=seed):
+            say(
+                "If these weights were trained on this data set, scores are chosen on pictures that they have learnt, "
+                "where they are surer than on new ones. A run with --select-on keeps pictures aside to choose on: give "
+                "its seed and no larger share here."
+            )
         chosen = _choose(predictor, dataset, share=thresholds_on, seed=seed, progress=progress)
     records = dataset.splits[split]
     analysis = analyze_errors(predictor, records, class_names=dataset.class_names, chosen=chosen, progress=progress)
@@ -80,6 +87,13 @@ def errors(
         show(f"page  {page}")
         if analysis.chosen:
             show(f"scores  {folder / 'thresholds.json'}, for setdet predict --thresholds")
+
+
+def _may_have_learnt(history: dict[str, Any], *, share: float, seed: int) -> bool:
+    """Whether training pictures that the same seed holds out were not all kept aside by the training run."""
+    run = history.get("config") or {}
+    kept_aside = run.get("select_on") or 0.0
+    return share > kept_aside or seed != run.get("seed")
 
 
 def _choose(
