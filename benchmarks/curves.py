@@ -28,9 +28,11 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path, help=f"{len(COLOURS)} at most")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.svg or .png)")
     args = parser.parse_args()
+    if len(args.runs) > len(COLOURS):
+        parser.error(f"{len(args.runs)} runs, and colours for {len(COLOURS)}: leave some out")
 
     plt.rcParams["svg.hashsalt"] = "setdet"  # the same runs give the same file
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")

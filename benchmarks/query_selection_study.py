@@ -81,9 +81,13 @@ def main() -> None:
     if args.list or not done:
         return
     analyses: dict[str, QueryAnalysis] = {}
-    measured = {run.name: look_into(run, args.out, args.data, analyses) for run in done}
+    measured = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    measured |= {run.name: look_into(run, args.out, args.data, analyses) for run in done}
     RESULTS.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     first = {name: analyses[f"{name}-0"] for name in SHOWN if f"{name}-0" in analyses}
+    if len(first) < len(SHOWN):
+        print(f"The page is left as it is: its pictures need the first seed of {', '.join(SHOWN)}.")
+        return
     pictures = []
     for chart in (chart for section in sections(first) for chart in section.charts if chart.name in CHARTS):
         picture = PAGE.with_name(f"query-selection-{chart.name}.svg")

@@ -207,6 +207,11 @@ class TestThresholds:
             with pytest.raises(UsageError, match=message):
                 lowest_scores(wrong, ("a", "b"))
 
+    def test_what_editors_and_arrays_make_of_them(self, tmp_path: Path) -> None:
+        (tmp_path / "t.json").write_text('{"thresholds": {"a": 0.5}}', encoding="utf-8-sig")
+        assert read_thresholds(tmp_path / "t.json") == {"a": 0.5}
+        assert lowest_scores({"a": np.float32(0.5)}, ("a",)).tolist() == [0.5]
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [

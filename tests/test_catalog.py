@@ -1,5 +1,6 @@
 """Weights by name: found, downloaded once, gone on with, checked; and what is said where that is not possible."""
 
+import errno
 import functools
 import http.server
 import re
@@ -129,8 +130,18 @@ class TestDownload:
             WeightsError, match=r"is not the file that it was: its SHA-256 is .*Delete it \(and w.pth.sha"
         ):
             fetch(server.url, path)
-        with pytest.raises(WeightsError, match="expected 000000000000…"):
-            fetch(server.url, tmp_path / "v.pth", sha256="0" * 64)
+
+    def test_a_folder_that_nobody_can_write_to_will_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "w.pth").write_bytes(b"x")
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+        assert fetch("http://127.0.0.1:9/none", tmp_path / "w.pth").read_bytes() == b"x"
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(WeightsError, match=r"cannot be written \(Read-only file system\)\. Name another folder"):
+            fetch("http://127.0.0.1:9/none", tmp_path / "other" / "w.pth")
 
     def test_the_cache_can_be_elsewhere(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("SETDET_CACHE", str(tmp_path))

@@ -2,7 +2,9 @@
 
 import csv
 import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from setdet.cli import app, demo, main, predict
-from setdet.cli.console import show_table
+from setdet.cli.console import show, show_table
 from setdet.cli.predict import output_names
 from setdet.cli.train import parse_image_size
 from setdet.detections import Detections
@@ -114,6 +116,24 @@ def test_failures_become_one_message_and_a_code(
         assert text in capsys.readouterr().err
 
 
+def test_what_a_stream_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def fail(_: object) -> object:
+        show("a → b")
+        raise SetdetError("b\udcfcro → c")
+
+    monkeypatch.setattr("setdet.cli.models._shown", fail)
+    assert main(["models"]) == 1
+    written = []
+    for stream in streams.values():
+        stream.flush()
+        written.append(stream.buffer.getvalue())  # type: ignore[attr-defined]
+    assert written == [b"a \\u2192 b\n", b"error: b\\udcfcro \\u2192 c\n"]
+
+
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> object:
         raise ModuleNotFoundError("no setdet.typo", name="setdet.typo")
@@ -167,7 +187,7 @@ def test_data_check_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     annotation.write_text(annotation.read_text().replace("<width>64", "<width>640"))
     assert main(["data", "check", str(data)]) == 1
     told = capsys.readouterr().err
-    assert "1.png" in told and "declare 640×64 pixels" in told and "2 of 7 pictures" in " ".join(told.split())
+    assert "1.png" in told and "declare 640×64 pixels" in told and "2 problems, named above" in " ".join(told.split())
 
 
 def test_surfaces_are_made_checked_and_repeatable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,6 +228,19 @@ def test_predict_draws_saves_and_goes_on_after_a_broken_file(
     assert drawn is not None and drawn.shape[0] % 64 == 0
     factor = drawn.shape[0] // 64
     assert not np.array_equal(drawn[::factor, ::factor], cv2.imread(str(pictures / "0.png")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_name_that_is_no_unicode_is_written_as_an_escape(tmp_path: Path, weights: Path) -> None:
+    name = os.fsdecode(b"b\xfcro.png")
+    cv2.imwrite("buero.png", np.zeros((64, 64, 3), np.uint8))
+    Path("buero.png").rename(name)
+    formats = [word for kind in ("json", "coco", "yolo", "csv") for word in ("--save", kind)]
+    assert main(["predict", str(weights), name, "--out", "found", "--threshold", "0", *formats]) == 0
+    found = Path("found")
+    assert json.loads((found / "detections.json").read_text(encoding="utf-8"))[0]["source"] == name
+    assert "b\\udcfcro.png" in (found / "detections.csv").read_text(encoding="utf-8")
+    assert {path.name for path in found.iterdir()} == {name, "detections.json", "coco.json", "detections.csv", "labels"}
 
 
 @pytest.mark.parametrize("change", ["gone", "other"])

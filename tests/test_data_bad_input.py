@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from setdet.cli import main
 from setdet.data.loader import load_sample
 from setdet.data.sources import read_dataset
 from setdet.errors import DataError, UnknownFormatError
@@ -112,6 +113,29 @@ def test_voc_list_that_names_a_missing_file(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+def test_voc_list_with_a_name_that_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a" * 300)
+    with pytest.raises(DataError, match=r"aaa\.xml: cannot be read"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pit\n \nscratch\n", r"classes\.txt: line 2 is empty"),
+        ("\npit\n", "line 1 is empty"),
+        ("\n\n", "there is none"),
+    ],
+)
+def test_class_file_with_a_hole(tmp_path: Path, text: str, message: str) -> None:
+    voc_box(1, 1, 5, 5)(tmp_path)
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
 def test_voc_with_two_pictures_of_one_name(tmp_path: Path) -> None:
     picture(tmp_path / "train/images/x/a.png")
     picture(tmp_path / "train/images/y/a.png")
@@ -143,6 +167,9 @@ def annotation(**changes: object) -> dict[str, object]:
         (annotation(image_id=8), "annotation 5 is of image 8, which is not in the list"),
         (annotation(category_id=4), r"annotation 5 of a\.png is of the unknown class 4\. Known categories: "),
         (annotation(bbox=None), "needs 'bbox'"),
+        (annotation(iscrowd="0"), r"annotation 5 of a\.png: 'iscrowd' is '0', expected 0 or 1"),
+        (annotation(iscrowd=[]), r"'iscrowd' is \[\], expected 0 or 1"),
+        (coco_content(images=[{"id": 7, "file_name": "a" * 300 + ".png"}]), "aaa.png' is missing in"),
         (annotation(bbox=[1, 1, -3, 4]), r"annotation 5 of a\.png \(scratch\).*inverted or has no area"),
         (annotation(bbox=[1, 25, 3, 4]), "outside of the picture"),
         (annotation(bbox=[1, 1, float("nan"), 4]), "no finite number"),
@@ -179,7 +206,20 @@ def test_coco_splits_with_different_categories(tmp_path: Path) -> None:
         ("train: images/train\nnc: 2\nnames: [a]", "", "nc is 2, but there are 1 names"),
         ("names: [a]", "", "names no split"),
         ("train: images/trian\nnames: [a]", "", "data.yaml: train names 'images/trian', which is missing"),
+        (f"train: {'a' * 300}\nnames: [a]", "", "aaa', which is missing"),
+        ("train: [images/train, more]\nnames: [a]", "", "train names 'more', which is missing"),
+        ("train: ['']\nnames: [a]", "", "train names '', which is missing"),
         ("train: list.txt\nnames: [a]", "", r"list\.txt: the picture .*b\.png is missing"),
+        ("train: long.txt\nnames: [a]", "", r"long\.txt: the picture .*bbb\.png is missing"),
+        ("train: images/train\nnames: [a, [b]]", "", r"the name of class 1, found \['b'\]\. Write the name in quotes"),
+        ("train: images/train\nnames: [a, b: c]", "", r"class 1, found {'b': 'c'}\. Write the name in quotes"),
+        ("train: images/train\nnames: {0: a, 1: }", "", "class 1, found ''. Write the name in quotes"),
+        ("train: images/train\nnames: [a]\nkpt_shape: 17", "", "kpt_shape is '17', expected .number of keypoints, 2"),
+        (
+            "train: images/train\nnames: [a]\nkpt_shape: [1, 2]",
+            "0 .5 .5 .1 .1",
+            "line 1: expected 7 .*kpt_shape.*found 5",
+        ),
         ("train: empty\nnames: [a]", "", "holds no pictures"),
         ("train: images/train\nnames: [a]", "0 .5 .5 .1 .1\n\n1 .5 .5 .1 .1", r"a\.txt: line 3: unknown class 1"),
         ("train: images/train\nnames: [a]", "0 .5 .5 .1", r"line 1: expected 'class cx cy width height'"),
@@ -194,6 +234,7 @@ def test_yolo(tmp_path: Path, yaml_text: str, label_text: str, message: str) -> 
     (tmp_path / "labels/train").mkdir(parents=True)
     (tmp_path / "labels/train/a.txt").write_text(label_text)
     (tmp_path / "list.txt").write_text("b.png\n")
+    (tmp_path / "long.txt").write_text("b" * 300 + ".png\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "data.yaml").write_text(yaml_text)
     with pytest.raises(DataError, match=message):
@@ -220,3 +261,75 @@ def test_picture_of_another_size_than_declared(tmp_path: Path) -> None:
     (record,) = read_dataset(tmp_path).splits["train"]
     with pytest.raises(DataError, match=r"a\.png: the annotations declare 30×20 pixels .* has 12×10"):
         load_sample(record)
+
+
+def all_problems(path: Path) -> list[str]:
+    problems: list[DataError] = []
+    dataset = read_dataset(path, problems=problems)
+    assert [record.image.name for records in dataset.splits.values() for record in records] == ["whole.png"]
+    return [str(problem) for problem in problems]
+
+
+def test_all_that_is_wrong_in_voc(tmp_path: Path) -> None:
+    for stem in ("whole", "syntax", "class", "outside"):
+        picture(tmp_path / f"{stem}.png")
+        xml(tmp_path / f"{stem}.xml", ("pit", 1, 1, 5, 5))
+    (tmp_path / "classes.txt").write_text("pit\n")
+    (tmp_path / "syntax.xml").write_text("<annotation>")
+    xml(tmp_path / "class.xml", ("crack", 1, 1, 5, 5))
+    xml(tmp_path / "outside.xml", ("pit", 31, 1, 35, 5))
+    xml(tmp_path / "alone.xml", ("pit", 1, 1, 5, 5))
+    syntax, alone, unknown, outside = all_problems(tmp_path)
+    assert "is not XML" in syntax and "'alone' is missing" in alone
+    assert "unknown class 'crack'" in unknown and "outside of the picture" in outside
+    assert not any("have no XML file" in note for note in read_dataset(tmp_path, problems=[]).notes)
+
+
+def test_all_that_is_wrong_in_yolo(tmp_path: Path) -> None:
+    for stem in ("whole", "class", "number"):
+        picture(tmp_path / f"images/{stem}.png")
+    (tmp_path / "images/broken.png").write_text("no picture")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/class.txt").write_text("1 .5 .5 .1 .1\n")
+    (tmp_path / "labels/number.txt").write_text("0 .5 .5 .1 x\n")
+    stems = ("whole", "class", "missing", "number", "broken")
+    (tmp_path / "train.txt").write_text("".join(f"images/{stem}.png\n" for stem in stems))
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: [pit]\n")
+    missing, broken, unknown, number = all_problems(tmp_path)
+    assert "missing.png is missing" in missing and "broken.png: cannot be decoded" in broken
+    assert "unknown class 1" in unknown and "expected 'class cx cy width height'" in number
+
+
+def test_all_that_is_wrong_in_coco(tmp_path: Path) -> None:
+    picture(tmp_path / "whole.png")
+    images = [{"id": 1, "file_name": "whole.png"}, {"id": 2, "file_name": "missing.png"}, {"id": "3"}]
+    bad_boxes = [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [1, 1, 5, 5]}, {"id": 2, "image_id": 9}]
+    (tmp_path / "val.json").write_text(json.dumps(coco_content(images=images, annotations=bad_boxes)))
+    kind, unknown, nowhere, missing = all_problems(tmp_path / "val.json")
+    assert "'id' is '3', expected int" in kind and "unknown class 8" in unknown
+    assert "is of image 9, which is not in the list" in nowhere and "'missing.png' is missing" in missing
+
+
+def test_what_is_wrong_everywhere_is_no_data_set_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "val.json").write_text(json.dumps(coco_content()))  # its one picture is not there
+    problems: list[DataError] = []
+    assert read_dataset(tmp_path / "val.json", problems=problems).splits == {}
+    assert len(problems) == 1
+
+
+def test_data_check_names_all_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("a", "b", "c"):
+        picture(tmp_path / f"{stem}.png")
+        xml(tmp_path / f"{stem}.xml", ("pit", 1, 1, 5, 5))
+    (tmp_path / "a.xml").write_text("<annotation>")
+    xml(tmp_path / "b.xml", ("pit", 9, 1, 5, 5))
+    (tmp_path / "c.png").write_text("no picture")
+    assert main(["data", "check", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "a.xml: is not XML" in told and "b.xml: object 1 (pit)" in told and "c.png: cannot be decoded" in told
+    assert told.count("error: ") == 3 and "3 problems, named above" in " ".join(told.split())
+    (tmp_path / "b.xml").unlink()
+    (tmp_path / "c.xml").unlink()  # no class is left, which ends the reading
+    assert main(["data", "check", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "a.xml: is not XML" in told and "expected class names" in told

@@ -119,8 +119,6 @@ def test_without_a_box_all_figures_are_null() -> None:
 def test_pictures_of_another_size_than_declared_are_refused() -> None:
     with pytest.raises(DataError, match=r"a: the annotations declare 100×200 pixels .* has 200×200"):
         run(FakePredictor({}), [replace(RECORDS[0], width=100)])
-    undeclared = replace(RECORDS[0], height=None, width=None)
-    assert run(FakePredictor(HALF), [undeclared]).images == 1
 
 
 def test_the_values_are_strict_json() -> None:

@@ -1,5 +1,6 @@
 """Every kind of picture becomes the same kind of array, and boxes come back from the network's input."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -9,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from setdet.errors import ConfigError, ImageError
-from setdet.images import Preprocessing, image_size, place, preprocess, read_image, read_reduced, resize, to_rgb_uint8
+from setdet.errors import ConfigError, DataError, ImageError
+from setdet.images import (
+    Preprocessing,
+    files_below,
+    image_size,
+    place,
+    preprocess,
+    read_image,
+    read_reduced,
+    resize,
+    to_rgb_uint8,
+)
+from setdet.predict import expand_sources
 
 
 def random_image(height: int = 9, width: int = 14, channels: int = 3) -> np.ndarray:
@@ -90,6 +102,15 @@ def test_size_of_files_without_a_short_way_is_decoded(tmp_path: Path) -> None:
     assert image_size(tmp_path / "a.bmp") == (9, 14)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_size_is_learnt_without_reading_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    Image.fromarray(random_image()).save(tmp_path / f"a.{suffix}")
+    monkeypatch.delattr(Path, "read_bytes")
+    assert image_size(tmp_path / f"a.{suffix}") == (9, 14)
+
+
 def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(random_image(200, 200)).save(tmp_path / "whole.jpg")
@@ -167,3 +188,30 @@ def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
     for read in (read_image, image_size):
         with pytest.raises(ImageError, match=r"a\.png: the file is empty"):
             read(tmp_path / "a.png")
+
+
+def test_pictures_are_found_in_linked_folders_but_not_in_hidden_ones(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    for path in (folder / "b.PNG", folder / "z/c.jpg", elsewhere / "d.tif", elsewhere / "deep/e.bmp"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for hidden in (folder / ".thumbnails/f.png", folder / "._b.PNG", elsewhere / ".g.png", folder / "notes.txt"):
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.touch()
+    (folder / "m").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "a").symlink_to(folder / "z", target_is_directory=True)  # has a path of its own: counts once
+    (elsewhere / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")  # named when it is opened
+    expected = [folder / name for name in ("b.PNG", "gone.png", "m/d.tif", "m/deep/e.bmp", "z/c.jpg")]
+    assert files_below(folder) == expected
+    assert expand_sources([folder]) == expected
+    assert files_below(folder, {".txt"}) == [folder / "notes.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as somebody who may read everything
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        files_below(tmp_path)

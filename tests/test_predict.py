@@ -1,5 +1,6 @@
 """The predictor with a made-up engine: sources, order, memory, threads, errors."""
 
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +192,15 @@ def test_a_truncated_pil_picture_is_an_image_error(tmp_path: Path) -> None:
         predictor().predict([cut])
 
 
+def test_a_pil_picture_with_a_bad_chunk_is_an_image_error() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = bytearray(cv2.imencode(".png", noise)[1].tobytes())
+    assert data.count(b"IDAT") > 1
+    data[data.rindex(b"IDAT") : data.rindex(b"IDAT") + 4] = b"\x00\x01\x02\x03"
+    with Image.open(io.BytesIO(data)) as broken, pytest.raises(ImageError, match="picture 1: the PIL picture cannot"):
+        predictor().predict([broken])
+
+
 def test_what_the_callers_generator_raises_comes_in_its_turn() -> None:
     def sources() -> Iterator[NDArray[np.uint8]]:
         yield from numbered(3)
@@ -308,6 +318,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_expand_sources(folder: Path, patterns: list[str], expected: list[str]) -> None:
     assert expand_sources(patterns) == [Path("pictures") / name for name in expected]
+
+
+def test_a_tilde_that_stands_for_nobody_is_a_name(folder: Path) -> None:
+    (folder / "~$draft.png").touch()
+    assert expand_sources(["~$draft.png"]) == [Path("~$draft.png")]
+    with pytest.raises(UsageError, match="there is no such file or folder"):
+        expand_sources(["~nobody-is-called-so/a.png"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from setdet.data.schema import Record
 from setdet.detections import Detections
 from setdet.draw import PALETTE
 from setdet.errors import DataError, UsageError
+from setdet.report.bars import Bar, bar_chart, stacked_chart
 from setdet.report.charts import Series, line_chart, ticks
 from setdet.report.compare import differences, over_seeds, read_run, write_comparison
 from setdet.report.demo import write_demo_report
@@ -203,7 +204,7 @@ def test_run_page_shows_curves_and_mistakes(tmp_path: Path) -> None:
         figures=measured.figures(),
         classes=measured.classes(),
         matrix=measured.matrix(),
-        worst=measured.pictures(measured.worst(1)),
+        worst=measured.pictures()[:1],
         sections=(),
         confidence=measured.confidence,
     )
@@ -216,13 +217,26 @@ def test_run_page_shows_curves_and_mistakes(tmp_path: Path) -> None:
 
 def test_epochs_of_a_broken_log_are_an_error(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
-    with pytest.raises(DataError, match="is missing"):
+    with pytest.raises(DataError, match=r"cannot be read \(No such file"):
         read_epochs(log)
     log.write_text(json.dumps({"kind": "epoch", "epoch": 1}) + "\n" + json.dumps({"kind": "step"}) + "\n")
     assert [line["epoch"] for line in read_epochs(log)] == [1]
     log.write_text("{\n")
     with pytest.raises(DataError, match="JSON"):
         read_epochs(log)
+
+
+def test_long_names_leave_room_for_bars() -> None:
+    name = "hf:some-company/rtdetr_r18vd_" + "surface_line_" * 4
+    widths = [
+        [float(width) for width in re.findall(r'<rect [^>]*width="([-.0-9]+)"', str(chart))]
+        for chart in (
+            bar_chart([Bar(name, 0.2, note="n" * 30), Bar("b", 0.8)], label="AP"),
+            stacked_chart({name: [0.2, 0.8]}, parts=["small", "none"], label="share"),
+        )
+    ]
+    assert all(few > 20 and many == pytest.approx(4 * few, abs=0.1) for few, many in (row[-2:] for row in widths))
+    assert f"<title>{name}</title>" in str(bar_chart([Bar(name, 0.2)], label="AP"))
 
 
 def test_a_legend_stands_below_the_sheet() -> None:
@@ -267,6 +281,8 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     (group,) = over_seeds([first, second, other])
     assert group["runs"] == ["a", "b"]
     assert group["ap50"] == pytest.approx((0.45, 0.1 / math.sqrt(2)))
+    unfinished = read_run(_run_folder(tmp_path / "d", seed=2, ap50=[0.1], epochs=2))
+    assert over_seeds([first, first, unfinished]) == [], "neither a run beside itself nor one that is not as far"
     page = write_comparison(tmp_path / "page.html", [first, second, other]).read_text(encoding="utf-8")
     assert "0.450 ± 0.071" in page and "&lt;c&gt;" in page and "<c>" not in page
     assert page.count("<polyline") == 2 * 15 and "mAP50: 0.5" not in page  # each line has its key
@@ -291,7 +307,14 @@ def test_a_run_that_a_crash_cut_short_has_a_report(tmp_path: Path) -> None:
     log.write_text(log.read_text() + '{"kind": "epo')
     assert len(read_run(folder).measured) == 2
     log.write_text('{"kind": "epo\n' + log.read_text())
-    with pytest.raises(DataError, match="not one JSON object a line"):
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        read_run(folder)
+    for content, message in ((b"\n3\n", "line 2 is no JSON object"), (b'{"kind": "\xff"}\n', "line 1 is not JSON")):
+        log.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_run(folder)
+    (folder / "config.yaml").write_bytes(b"name: \xfc")
+    with pytest.raises(DataError, match=r"config\.yaml: cannot be read"):
         read_run(folder)
     (folder / "config.yaml").write_text("")
     with pytest.raises(DataError, match=r"config\.yaml: holds no settings"):
@@ -305,5 +328,9 @@ def test_a_run_is_flat_since_its_last_gain(tmp_path: Path) -> None:
     assert rising.flat_since is None
     nothing = read_run(_run_folder(tmp_path / "c", seed=0, ap50=[0.0, 0.0, 0.002]))
     assert nothing.flat_since == 1
+    bare = read_run(_run_folder(tmp_path / "d", seed=0, ap50=[0.2, 0.4]))
+    for line in bare.measured:
+        line["val"]["ap"] = None
+    assert bare.trend == "–"
     page = write_comparison(tmp_path / "page.html", [run, rising]).read_text(encoding="utf-8")
     assert "flat since epoch 2</td>" in page and "still rising</td>" in page

@@ -85,6 +85,20 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_an_empty_folder_is_filled_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    make(tmp_path / "link", count=2, val_share=0.5, size=64)
+    assert (tmp_path / "link").is_symlink() and read_dataset(tmp_path / "real").splits.keys() == {"train", "val"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    make(Path("."), count=2, val_share=0.5, size=64)
+    assert Path("classes.txt").is_file()
+    with pytest.raises(OutputError, match=r"cannot be made \(Not a directory|cannot be made \(File exists"):
+        make(Path("classes.txt") / "steel", count=2, val_share=0.5)
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link", "here"}
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise OSError("disk full")

@@ -162,7 +162,12 @@ class TestTransformers:
     @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("rtdetrv2-")])
     def test_every_model_can_be_described(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         saved: list[str] = []
-        monkeypatch.setattr("setdet.weights.writing.save_file", lambda state, *_, **__: saved.extend(state))
+
+        def save(state: dict[str, torch.Tensor], name: str, **_: object) -> None:
+            saved.extend(state)
+            Path(name).touch()
+
+        monkeypatch.setattr("setdet.weights.writing.save_file", save)
         monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
         info = CheckpointInfo(
             model=MODELS[name], class_names=("a",) * 80, preprocessing=Preprocessing(image_size=(64, 64))

@@ -1,8 +1,10 @@
 """Pictures as arrays: decoding, orientation, bit depth, and one way to the network's input size. No torch."""
 
+import mmap
+import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from setdet.config import Config
-from setdet.errors import ImageError
+from setdet.errors import DataError, ImageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_Bytes = bytes | mmap.mmap
 
 _EXIF_ORIENTATION = 0x0112
 _JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -138,6 +142,36 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     return image
 
 
+def files_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files with one of these endings in `folder` and all folders in it, sorted.
+
+    Linked folders count, each once; what is hidden (`.thumbnails`, macOS' `._` twins of files) does not.
+
+    Raises:
+        DataError: one of the folders cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Correct its permissions.")
+
+    found: list[Path] = []
+    visited: set[str] = set()
+    starts = [str(folder)]
+    for start in starts:  # grows by the links, so that a folder is found under its own path where it has one
+        for here, folders, names in os.walk(start, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            real = os.path.realpath(here)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            inner = (os.path.join(here, name) for name in folders)
+            starts += [path for path in inner if os.path.islink(path)]
+            files = (Path(here, name) for name in names if not name.startswith("."))
+            found += [file for file in files if file.suffix.lower() in suffixes]
+    return sorted(found)
+
+
 def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Decodes a picture to uint8 (height, width, 3) RGB.
 
@@ -240,14 +274,26 @@ def image_size(path: Path | str) -> tuple[int, int]:
     Raises:
         ImageError: the file is missing or no picture.
     """
-    data = _read_bytes(path)
-    size = _jpeg_size(data) if data.startswith(_JPEG_START) else None
-    if data.startswith(_PNG_START) and len(data) >= 24:
+    try:
+        # Mapped: of megabytes, only the pages that are looked at are read.
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            size = _stated_size(data)
+    except (OSError, ValueError):  # missing, or empty: reading it says so
+        size = None
+    if size is None:
+        height, width = read_image(path).shape[:2]
+        return height, width
+    return size
+
+
+def _stated_size(data: _Bytes) -> tuple[int, int] | None:
+    """(height, width) after orientation as a PNG or JPEG file states it; None where it takes decoding."""
+    size = _jpeg_size(data) if data[:3] == _JPEG_START else None
+    if data[:8] == _PNG_START and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         size = (height, width)
     if size is None or 0 in size:
-        height, width = read_image(path).shape[:2]
-        return height, width
+        return None
     return size[::-1] if _orientation(data) >= 5 else size
 
 
@@ -269,7 +315,7 @@ def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image)
 
 
-def _orientation(data: bytes) -> int:
+def _orientation(data: _Bytes) -> int:
     """The EXIF orientation of a JPEG, PNG or WebP file; 1 (upright) where it says none."""
     for block in _exif_blocks(data):
         order = {b"II": "<", b"MM": ">"}.get(block[:2])
@@ -287,12 +333,12 @@ def _orientation(data: bytes) -> int:
     return 1
 
 
-def _exif_blocks(data: bytes) -> Iterator[bytes]:
-    if data.startswith(_JPEG_START):
+def _exif_blocks(data: _Bytes) -> Iterator[bytes]:
+    if data[:3] == _JPEG_START:
         for marker, body in _jpeg_segments(data):
             if marker == 0xE1 and body.startswith(b"Exif\0\0"):
                 yield body[6:]
-    elif data.startswith(_PNG_START):
+    elif data[:8] == _PNG_START:
         position = len(_PNG_START)
         while position + 8 <= len(data):
             length, kind = struct.unpack_from(">I4s", data, position)
@@ -308,7 +354,7 @@ def _exif_blocks(data: bytes) -> Iterator[bytes]:
             position += 8 + length + length % 2
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _jpeg_segments(data: _Bytes) -> Iterator[tuple[int, bytes]]:
     """(marker, body) of the segments before the pixels."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -339,7 +385,7 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _jpeg_size(data: _Bytes) -> tuple[int, int] | None:
     for marker, body in _jpeg_segments(data):
         if marker in _JPEG_FRAMES and len(body) >= 5:
             height, width = struct.unpack_from(">HH", body, 1)

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from setdet.detections import Detections
 from setdet.errors import ImageError, SetdetError, UsageError
-from setdet.images import IMAGE_SUFFIXES, Placement, Preprocessing, preprocess, read_image, read_reduced, to_rgb_uint8
+from setdet.images import (
+    IMAGE_SUFFIXES,
+    Placement,
+    Preprocessing,
+    files_below,
+    preprocess,
+    read_image,
+    read_reduced,
+    to_rgb_uint8,
+)
 from setdet.runtime.base import Runtime
 from setdet.thresholds import Threshold, lowest_scores
 
@@ -230,7 +239,7 @@ def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     if not wanted:
         raise UsageError("No pictures were given. Expected files, folders or globs.")
     for pattern in wanted:
-        path = Path(pattern).expanduser()
+        path = _expanded(Path(pattern))
         if path.is_file():
             found.add(path)
             continue
@@ -248,10 +257,19 @@ def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return sorted(found)
 
 
+def _expanded(path: Path) -> Path:
+    """With `~` resolved, unless a file is called so, or nobody."""
+    if path.exists():
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user
+        return path
+
+
 def _pictures_at(path: Path) -> list[Path]:
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if not any(part[0] == "." for part in file.relative_to(path).parts))
-        return [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        return files_below(path)
     return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
 
 
@@ -283,7 +301,7 @@ def _decode(source: Any, called: str) -> NDArray[np.uint8]:
     if _is_pil(source):
         try:
             source = _pil_to_array(source)
-        except OSError as error:  # Pillow decodes a file when its pixels are first asked for
+        except (OSError, SyntaxError) as error:  # Pillow decodes a file when its pixels are first asked for
             raise ImageError(f"{called}: the PIL picture cannot be decoded ({error}).") from None
     if not isinstance(source, np.ndarray):
         raise UsageError(f"{called}: expected a path, a numpy array or a PIL picture, found {type(source).__name__}.")

@@ -1,6 +1,7 @@
 """The lowest scores to keep: one for all classes, or one for each. No torch."""
 
 import json
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def lowest_scores(threshold: Threshold, class_names: Sequence[str]) -> NDArray[n
         UsageError: one is no score, or a mapping doesn't name just the classes that there are.
     """
     if not isinstance(threshold, Mapping):
-        if not 0 <= threshold <= 1:
+        if not _is_score(threshold):
             raise UsageError(f"The threshold is {threshold}; expected a score from 0 to 1.")
         return np.full(len(class_names), threshold, dtype=np.float32)
     for name, value in threshold.items():
@@ -30,7 +31,7 @@ def lowest_scores(threshold: Threshold, class_names: Sequence[str]) -> NDArray[n
                 f"There is a threshold for '{name}', which the detector doesn't know.{suggest(name, class_names)} "
                 f"It knows: {', '.join(class_names)}."
             )
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not _is_score(value):
             raise UsageError(f"The threshold of '{name}' is {value}; expected a score from 0 to 1.")
     missing = [name for name in class_names if name not in threshold]
     if missing:
@@ -47,7 +48,7 @@ def read_thresholds(path: Path) -> dict[str, float]:
     """
     expected = 'Expected a JSON object as in {"thresholds": {"crack": 0.4, "pit": 0.25}}.'
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). {expected}") from None
     except ValueError as error:
@@ -56,6 +57,10 @@ def read_thresholds(path: Path) -> dict[str, float]:
     if not isinstance(thresholds, dict) or not thresholds:
         raise DataError(f"{path}: holds no thresholds. {expected}")
     for name, value in thresholds.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not _is_score(value):
             raise DataError(f"{path}: the threshold of '{name}' is {value!r}; expected a score from 0 to 1.")
     return {name: float(value) for name, value in thresholds.items()}
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) <= 1

@@ -1,6 +1,6 @@
 """The error analysis as it is shown: charts that say what to see, drawn pictures, a folder of them with a page."""
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from setdet.analyze.errors import CONFIDENCES, ErrorAnalysis
 from setdet.analyze.kinds import KINDS, MISSED, RIGHT
 from setdet.analyze.ledger import Kind
+from setdet.analyze.pages import write_charts
 from setdet.analyze.pictures import draw_errors
 from setdet.analyze.strata import GroupMetrics
 from setdet.analyze.tide import WRONG_KINDS
@@ -22,10 +23,11 @@ from setdet.report.bars import Bar, bar_chart, reliability_chart
 from setdet.report.charts import MOST_LINES, Chart, Series, line_chart
 from setdet.report.findings import Findings, Section
 from setdet.report.measured import shown
-from setdet.report.page import data_uri, write_page
+from setdet.report.page import data_uri, write_page, write_values
 from setdet.report.sheet import encode
 
 _WORST = 12
+_LONGEST_STEM = 100  # bytes, of the name that a drawing has after its picture
 _SMALLEST_GROUP = 10  # boxes; the AP of fewer is not called the weakest
 
 
@@ -63,19 +65,17 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, *, title: str, lead: str
     values["worst"], items = [], []
     for rank, index in enumerate(analysis.worst(worst), start=1):
         drawn, errors = draw_picture(analysis, index), analysis.pictures[index]
-        place = Path("worst") / f"{rank:02d}-{analysis.records[index].image.stem}.png"
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(encode(drawn))
+        stem = os.fsdecode(os.fsencode(analysis.records[index].image.stem)[:_LONGEST_STEM])
+        place = Path("worst") / f"{rank:02d}-{stem}.png"
+        write_atomically(folder / place, encode(drawn))
         items.append({"address": data_uri(drawn), "caption": caption(analysis, index)})
         kinds = {KINDS[kind].key: count for kind, count in errors.kinds.items()} | {MISSED.key: errors.missed}
         entry = {"image": str(analysis.records[index].image), "picture": place.as_posix(), "boxes": errors.boxes}
         values["worst"].append({**entry, "right": errors.right, "errors": kinds})
-    write_atomically(folder / "errors.json", json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    for chart in (chart for part in parts for chart in part.charts):
-        write_atomically(folder / f"{chart.name}.svg", chart.file())
+    write_values(folder / "errors.json", values)
+    write_charts(folder, [chart for part in parts for chart in part.charts])
     if analysis.chosen:
-        text = json.dumps(analysis.chosen.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        write_atomically(folder / "thresholds.json", text)
+        write_values(folder / "thresholds.json", analysis.chosen.to_dict())
     measured = analysis.measured
     return write_page(
         folder / "errors.html",

@@ -93,9 +93,8 @@ class LayerAnalysis:
 class LayerStudy:
     """Takes picture after picture, and keeps at most 100 detections a class, stage and picture."""
 
-    def __init__(self, *, class_names: Sequence[str], config: LossConfig | None = None) -> None:
-        """`config` has the costs of the matching; None: those of the paper."""
-        self._matcher = HungarianMatcher(config=config or LossConfig())
+    def __init__(self, *, class_names: Sequence[str]) -> None:
+        self._matcher = HungarianMatcher(config=LossConfig())  # with the paper's costs
         self._class_names = tuple(class_names)
         self._records: list[Record] = []
         self._detections: list[StageDetections] = []

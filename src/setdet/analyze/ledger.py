@@ -77,11 +77,6 @@ class Entries:
         """How many there are."""
         return len(self.image_sizes)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all arrays."""
-        return sum(value.nbytes for field in fields(self) if isinstance(value := getattr(self, field.name), np.ndarray))
-
     def curve(self, label: int, *, group: int = 0, threshold: int = 0, all_scores: bool = False) -> ClassCurve:
         """One class's detections and boxes as one way of looking counts them.
 

@@ -139,7 +139,7 @@ class QueryAnalysis:
 
 
 class QueryStudy:
-    """Takes picture after picture, and keeps nine bytes a feature."""
+    """Takes picture after picture, and keeps eight bytes a feature."""
 
     def __init__(self) -> None:
         self._scores: list[NDArray[np.float32]] = []

@@ -4,8 +4,10 @@ A verb imports what it needs when it runs, so that help appears at once and with
 """
 
 import errno
+import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, TextIO
@@ -82,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one message on the standard error, without a traceback.
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # what it finds in a broken picture is said here in other words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name or an arrow that it cannot write is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     log, notes = logging.getLogger("setdet"), _Notes()
     log.addHandler(notes)
     try:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +14,7 @@ err = Console(highlight=False, soft_wrap=True, stderr=True)
 
 def show_error(message: str) -> None:
     """One message on the standard error; never read as markup, since paths may hold brackets."""
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    err.print(Text.assemble(("error: ", "bold red"), message))
 
 
 def say(message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from setdet.cli.console import err, show, show_error, show_table
+from setdet.cli.console import err, say, show, show_error, show_table
 from setdet.errors import UsageError
 
 app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
@@ -40,16 +40,22 @@ def check(
 ) -> None:
     """Read a data set, open every picture, and say what is in it.
 
-    A picture that cannot be read, or has another size than its annotations declare, is named; the exit code is 1 then.
+    Everything that is wrong is named, in the annotations or in the pictures; the exit code is 1 then.
     """
     from rich.progress import track
 
     from setdet.data.schema import check_size
     from setdet.data.sources import read_dataset
-    from setdet.errors import DataError, ImageError
+    from setdet.errors import DataError
     from setdet.images import read_image
 
-    dataset = read_dataset(data)
+    problems: list[DataError] = []
+    try:
+        dataset = read_dataset(data, problems=problems)
+    except DataError:  # that ends the reading; what was found before is worth knowing, too
+        for problem in problems:
+            show_error(str(problem))
+        raise
     for note in dataset.notes:
         show(note)
     show("")
@@ -67,18 +73,16 @@ def check(
     show_table(("", *dataset.splits), rows)
     show("")
 
-    broken = 0
+    for problem in problems:
+        show_error(str(problem))
     records = [record for split in dataset.splits.values() for record in split]
     for record in track(records, description="opening pictures", console=err, transient=True):
         try:
             check_size(record, *read_image(record.image).shape[:2])
-        except (DataError, ImageError) as error:
-            broken += 1
+        except DataError as error:
+            problems.append(error)
             show_error(str(error))
-    if broken:
-        show_error(
-            f"{broken} of {len(records)} pictures cannot be read or have another size than declared; "
-            "they are named above."
-        )
+    if problems:
+        say(f"{data}: {len(problems)} problems, named above.")
         raise typer.Exit(code=1)
     show(f"All {len(records)} pictures can be read.")

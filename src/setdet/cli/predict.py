@@ -169,8 +169,9 @@ def _draw(detections: "Detections", target: Path) -> None:
         ImageError: the picture is no longer what it was when it was looked at.
         OutputError: the drawing cannot be written.
     """
+    from setdet.data.writing import write_atomically
     from setdet.draw import draw_detections
-    from setdet.errors import ImageError, OutputError
+    from setdet.errors import ImageError
     from setdet.images import read_image
     from setdet.report.sheet import encode
 
@@ -178,11 +179,7 @@ def _draw(detections: "Detections", target: Path) -> None:
     if image.shape[:2] != detections.image_size:
         raise ImageError(f"{detections.source}: the picture changed while it was being looked at. Run again on it.")
     drawn = encode(draw_detections(image, detections), kind="jpeg" if target.suffix == ".jpg" else "png")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(drawn)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror}). Free some space.") from None
+    write_atomically(target, drawn)
 
 
 def _documents(format_name: str, found: "list[Detections]", names: dict[Path, Path]) -> dict[Path, str]:

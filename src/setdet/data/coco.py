@@ -1,12 +1,13 @@
 """COCO: one JSON file a split, for all pictures.
 
 Read from a JSON file, or from a folder with `annotations/instances_<split>.json` or `<split>/_annotations.coco.json`.
-Category ids may have gaps: classes are ordered by id. `iscrowd` is kept as `crowd`, `area` as `areas_px`. Boxes without
-an area are left out, with a note. No torch.
+Pictures are looked for in the split's own folder first. Category ids may have gaps: classes are ordered by id.
+`iscrowd` is kept as `crowd`, `area` as `areas_px`. Boxes without an area are left out, with a note. No torch.
 """
 
 import json
 import math
+import os.path
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,8 +29,12 @@ def recognizes(path: Path) -> bool:
     return path.suffix.lower() == ".json" if path.is_file() else any(_files(path).values())
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, *, problems: list[DataError] | None = None) -> Dataset:
     """Reads a COCO file or folder.
+
+    Args:
+        path: the file or folder.
+        problems: see `RecordBuilder`.
 
     Raises:
         DataError: a file is broken, a picture is missing, an id leads nowhere.
@@ -40,7 +45,11 @@ def read(path: Path) -> Dataset:
         raise UnknownFormatError(
             f"{path}: holds no COCO data set (annotations/instances_<split>.json or <split>/{_ROBOFLOW})."
         )
-    contents = {file: _load(file) for file in files}
+    builder = RecordBuilder(problems=problems)
+    contents: dict[Path, dict[str, list[dict[str, Any]]]] = {}
+    for file in files:
+        with builder.guarded():
+            contents[file] = _load(file)
     names_by_id: dict[int, str] = {}
     for file, content in contents.items():
         for category_id, name in _categories(file, content).items():
@@ -52,10 +61,10 @@ def read(path: Path) -> Dataset:
     ids = sorted(names_by_id)
     class_names = check_class_names([names_by_id[category_id] for category_id in ids], source=str(path))
     label_by_id = {category_id: label for label, category_id in enumerate(ids)}
-    builder = RecordBuilder()
     splits: dict[str, tuple[Record, ...]] = {}
-    for file, split in files.items():
-        records = _Reader(file, split, label_by_id, class_names).records(contents[file], builder)
+    for file, content in contents.items():
+        split = files[file]
+        records = _Reader(file, split, label_by_id, class_names).records(content, builder)
         splits[split] = tuple(sorted((*splits.get(split, ()), *records), key=lambda record: record.image))
     notes = builder.notes()
     if left_out := [file.relative_to(path).as_posix() for file in found if file not in files]:
@@ -155,28 +164,37 @@ class _Reader:
         self._class_names = class_names
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
         own_name = file.stem.removeprefix("instances_")  # COCO's own folders are called train2017, val2017
-        folders = [file.parent, root, root / "images"]
-        folders += [base / name for name in (own_name, split) for base in (root, root / "images")]
-        self._folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+        # Those that fit best first; a name may be found in two of one row only if that is the same file.
+        rows = [[root / name, root / "images" / name] for name in (own_name, split)]
+        rows.append([root, root / "images", file.parent])
+        self._rows = [[folder for folder in dict.fromkeys(row) if folder.is_dir()] for row in rows]
 
     def records(self, content: dict[str, list[dict[str, Any]]], builder: RecordBuilder) -> list[Record]:
         """One record for each entry of `images`."""
         boxes: dict[int, list[RawBox]] = {}
         images: dict[int, dict[str, Any]] = {}
         for image in content["images"]:
-            image_id = _field(image, "id", int, f"{self._file}: an image")
-            if image_id in images:
-                raise DataError(f"{self._file}: two images have the id {image_id}. Give each an id of its own.")
-            images[image_id], boxes[image_id] = image, []
+            with builder.guarded():
+                image_id = _field(image, "id", int, f"{self._file}: an image")
+                if image_id in images:
+                    raise DataError(f"{self._file}: two images have the id {image_id}. Give each an id of its own.")
+                images[image_id], boxes[image_id] = image, []
         for number, annotation in enumerate(content["annotations"]):
             where = f"annotation {annotation.get('id', f'number {number}')}"
-            image_id = _field(annotation, "image_id", int, f"{self._file}: {where}")
-            if image_id not in images:
-                raise DataError(f"{self._file}: {where} is of image {image_id}, which is not in the list. Remove it.")
-            box = self._box(annotation, f"{where} of {images[image_id].get('file_name')}", builder)
-            if box is not None:
-                boxes[image_id].append(box)
-        return [self._record(image, boxes[image_id], builder) for image_id, image in images.items()]
+            with builder.guarded():
+                image_id = _field(annotation, "image_id", int, f"{self._file}: {where}")
+                if image_id not in images:
+                    raise DataError(
+                        f"{self._file}: {where} is of image {image_id}, which is not in the list. Remove it."
+                    )
+                box = self._box(annotation, f"{where} of {images[image_id].get('file_name')}", builder)
+                if box is not None:
+                    boxes[image_id].append(box)
+        records = []
+        for image_id, image in images.items():
+            with builder.guarded():
+                records.append(self._record(image, boxes[image_id], builder))
+        return records
 
     def _record(self, image: dict[str, Any], boxes: list[RawBox], builder: RecordBuilder) -> Record:
         where = f"{self._file}: image {image['id']}"
@@ -187,13 +205,19 @@ class _Reader:
         return builder.record(path, size=size, boxes=boxes, source=self._file)
 
     def _find(self, name: str) -> Path:
-        for folder in self._folders:
-            if (folder / name).is_file():
-                # Most likely all of them lie there: look there first next time.
-                self._folders.remove(folder)
-                self._folders.insert(0, folder)
-                return folder / name
-        places = ", ".join(str(folder) for folder in self._folders)
+        spellings = dict.fromkeys((name, name.replace("\\", "/")))  # as Windows writes it
+        for row in self._rows:
+            paths = (folder / spelling for folder in row for spelling in spellings)
+            found = [path for path in paths if os.path.isfile(path)]  # false for a name that is too long, too
+            for other in found[1:]:
+                if not other.samefile(found[0]):
+                    raise DataError(
+                        f"{self._file}: its picture '{name}' may be {found[0]} or {other}. "
+                        "Rename or remove one of them, or write the folder in 'file_name', too."
+                    )
+            if found:
+                return found[0]
+        places = ", ".join(dict.fromkeys(str(folder) for row in self._rows for folder in row))
         raise DataError(
             f"{self._file}: its picture '{name}' is missing in {places}. Put it there, or remove its entry."
         )
@@ -217,12 +241,15 @@ class _Reader:
         if min(width, height) == 0:
             builder.remarks["{count} boxes have no width or no height and are left out."] += 1
             return None
+        crowd = annotation.get("iscrowd")
+        if crowd not in (None, 0, 1):
+            raise DataError(f"{self._file}: {where}: 'iscrowd' is {crowd!r}, expected 0 or 1. Correct it.")
         label = self._label_by_id[category_id]
         return RawBox(
             label=label,
             xyxy_px=(left, top, left + width, top + height),
             where=f"{where} ({self._class_names[label]})",
-            crowd=bool(annotation.get("iscrowd", 0)),
+            crowd=bool(crowd),
             area_px=_area(annotation.get("area"), builder),
         )
 

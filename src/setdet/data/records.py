@@ -1,7 +1,8 @@
-"""What the readers of all formats share: picture files, names of splits, and boxes that are checked as they come."""
+"""What the readers of all formats share: text files, names of splits, and boxes that are checked as they come."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from setdet.config import suggest
 from setdet.data.schema import Record
 from setdet.errors import DataError
-from setdet.images import IMAGE_SUFFIXES, image_size
+from setdet.images import image_size
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {
@@ -41,12 +42,6 @@ def subfolder(folder: Path, name: str) -> Path | None:
     return min(found) if found else None
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """All picture files in `folder` and the folders in it, sorted; not macOS' `._` twins of files, which hold none."""
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in named if not path.name.startswith("._") and path.is_file())
-
-
 def read_text(path: Path) -> str:
     """A text file in UTF-8.
 
@@ -63,13 +58,29 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without the space around them, empty ones included.
+
+    Only line feeds and carriage returns end a line: a form feed, or what Unicode calls a line separator, does not.
+    """
+    return [line.strip() for line in read_text(path).split("\n")]
+
+
 def read_class_file(path: Path) -> tuple[str, ...]:
     """A file of class names, one a line.
 
     Raises:
-        DataError: it is empty, or a name stands twice.
+        DataError: it is empty, a line before the last name is, or a name stands twice.
     """
-    return check_class_names([line.strip() for line in read_text(path).splitlines() if line.strip()], source=str(path))
+    names = read_lines(path)
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(
+            f"{path}: line {names.index('') + 1} is empty, so it is unclear which number the classes after it have. "
+            "Write the missing name there, or remove the line."
+        )
+    return check_class_names(names, source=str(path))
 
 
 def check_class_names(names: Sequence[str], *, source: str) -> tuple[str, ...]:
@@ -107,11 +118,23 @@ class RecordBuilder:
         clipped: boxes that reached over their picture's edge.
         duplicates: boxes that stood twice.
         remarks: other things to tell the user, each with how often it happened; the first `{count}` in it says so.
+        problems: takes what is wrong with single pictures, which are then left out; None: the first is raised.
     """
 
     clipped: int = 0
     duplicates: int = 0
     remarks: Counter[str] = field(default_factory=Counter)
+    problems: list[DataError] | None = None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """For the work on one picture: an error in it ends that work, and goes where `problems` says."""
+        try:
+            yield
+        except DataError as error:
+            if self.problems is None:
+                raise
+            self.problems.append(error)
 
     def record(self, image: Path, *, size: tuple[int, int] | None, boxes: Iterable[RawBox], source: Path) -> Record:
         """One picture's record: boxes clipped to it, exact duplicates dropped.
@@ -148,7 +171,7 @@ class RecordBuilder:
 
     def notes(self) -> tuple[str, ...]:
         """What was repaired, one line each."""
-        lines = [remark.replace("{count}", str(count), 1) for remark, count in self.remarks.items()]
+        lines = [remark.replace("{count}", str(count), 1) for remark, count in self.remarks.items() if count]
         if self.clipped:
             lines.append(f"{self.clipped} boxes reached over the edge of their picture and were clipped to it.")
         if self.duplicates:

@@ -15,7 +15,7 @@ class Record:
 
     Attributes:
         image: path of the picture.
-        height, width: its size in pixels as it is decoded (after EXIF orientation), or None where no file says it.
+        height, width: its size in pixels as it is decoded (after EXIF orientation).
         boxes_xyxy_px: corners in pixels, origin at the outer corner of the first pixel, half-open (0 to width).
         labels: class index of every box, into the data set's `class_names`.
         crowd: boxes that stand for a group (COCO `iscrowd`): no target in training, an ignore region in AP.
@@ -24,8 +24,8 @@ class Record:
     """
 
     image: Path
-    height: int | None
-    width: int | None
+    height: int
+    width: int
     boxes_xyxy_px: NDArray[np.float32]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
@@ -38,10 +38,9 @@ def check_size(record: Record, height: int, width: int) -> None:
     Raises:
         DataError: they differ, so boxes would not lie where they belong.
     """
-    declared = (record.height or height, record.width or width)
-    if declared != (height, width):
+    if (record.height, record.width) != (height, width):
         raise DataError(
-            f"{record.image}: the annotations declare {declared[1]}×{declared[0]} pixels (width×height), but the "
+            f"{record.image}: the annotations declare {record.width}×{record.height} pixels (width×height), but the "
             f"picture has {width}×{height}. Correct the annotation, or put the annotated picture back."
         )
 

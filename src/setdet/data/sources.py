@@ -1,6 +1,8 @@
 """Which format is this? Reads a data set in any of them, and makes the splits that it lacks. No torch."""
 
 import dataclasses
+import functools
+import os.path
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,26 +21,31 @@ _READERS = {
 _EXPECTED = """Expected one of:
   VOC   Annotations/*.xml with JPEGImages/ (and ImageSets/Main/*.txt), or <split>/annotations/*.xml with <split>/images/
   COCO  a .json file, annotations/instances_<split>.json, or <split>/_annotations.coco.json
-  YOLO  a data.yaml, or images/ and labels/ with a classes.txt
+  YOLO  a data.yaml; images/ and labels/ with a classes.txt; obj.names with train.txt; or pictures, text files and a
+        classes.txt side by side
 where <split> is train, val (valid, validation) or test. Give the folder that holds these."""
 
 
-def read_dataset(path: Path | str) -> Dataset:
+def read_dataset(path: Path | str, *, problems: list[DataError] | None = None) -> Dataset:
     """Reads a folder, a `data.yaml` or a COCO JSON; its format is recognised.
+
+    Args:
+        path: the folder or file.
+        problems: takes what is wrong with single pictures, which are then left out; None: the first is raised.
 
     Raises:
         UnknownFormatError: it is in none of the known layouts.
         DataError: it does not exist, is broken, or holds no picture.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # false for a name that is too long, too
         raise DataError(f"{path}: does not exist. Check the path to the data set.")
     formats = [name for name, (recognizes, _) in _READERS.items() if recognizes(path)]
     if not formats:
         raise UnknownFormatError(f"{path}: holds no data set in a known format. {_EXPECTED}")
     chosen, *others = formats
-    dataset = _READERS[chosen][1](path)
-    if not any(dataset.splits.values()):
+    dataset = _READERS[chosen][1](path, problems=problems)
+    if not any(dataset.splits.values()) and not problems:
         raise DataError(f"{path}: the {chosen.upper()} data set holds no pictures. Add some, or check its paths.")
     notes = [f"{path}: {chosen.upper()}; {_counts(dataset)}; {len(dataset.class_names)} classes.", *dataset.notes]
     if others:
@@ -47,6 +54,7 @@ def read_dataset(path: Path | str) -> Dataset:
     unseen = [name for label, name in enumerate(dataset.class_names) if label not in seen]
     if unseen:
         notes.append(f"Classes without a box: {', '.join(unseen)}.")
+    notes += _repeated(dataset)
     splits = {split: records for split, records in dataset.splits.items() if records}
     return dataclasses.replace(dataset, splits=splits, notes=tuple(notes))
 
@@ -112,3 +120,25 @@ def _counts(dataset: Dataset) -> str:
         f"{split} {len(records)} pictures with {sum(len(record.labels) for record in records)} boxes"
         for split, records in dataset.splits.items()
     )
+
+
+def _repeated(dataset: Dataset) -> list[str]:
+    """Says which pictures are there twice. In two splits, they make what is measured look better than it is."""
+    real_folder = functools.cache(os.path.realpath)  # resolving takes a look at every folder on the way
+    splits_of: dict[str, list[str]] = {}
+    for split, records in dataset.splits.items():
+        for image in (record.image for record in records):
+            linked = image.is_symlink()
+            real = os.path.realpath(image) if linked else os.path.join(real_folder(image.parent), image.name)
+            splits_of.setdefault(real, []).append(split)
+    repeated: dict[tuple[str, ...], list[str]] = {}
+    for picture, splits in splits_of.items():
+        if len(splits) > 1:
+            repeated.setdefault(tuple(dict.fromkeys(splits)), []).append(picture)
+    return [
+        f"{len(pictures)} pictures are in {' and in '.join(splits)}, so that figures look better than they are; "
+        f"the first is {pictures[0]}."
+        if len(splits) > 1
+        else f"{len(pictures)} pictures are in {splits[0]} more than once; the first is {pictures[0]}."
+        for splits, pictures in repeated.items()
+    ]

@@ -2,15 +2,17 @@
 
 Read from three layouts, alone or as folders named after splits (`train`, `validation`, …):
 
-    Annotations/*.xml  JPEGImages/*  ImageSets/Main/{train,val,test}.txt      the classic one
-    annotations/*.xml  images/**                                             NEU-DET's
+    Annotations/*.xml   JPEGImages/*  ImageSets/Main/{train,val,test}.txt    the classic one
+    annotations/**.xml  images/**                                            NEU-DET's
     *.xml beside the pictures                                                labelling tools'
 
 Corners in the files are 1-based and inclusive. Boxes marked `difficult` are kept as ordinary ones. The class is the
-object's name, whatever the file is called. Classes are sorted by name unless a `classes.txt` lists them. No torch.
+object's name, whatever the file is called. Classes are sorted by name unless a `classes.txt` lists them. A size of 0×0,
+which some tools write, counts as none. No torch.
 """
 
 import math
+import os.path
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,18 +26,19 @@ from setdet.data.records import (
     RecordBuilder,
     check_class_names,
     normalize_split,
-    pictures_below,
     read_class_file,
-    read_text,
+    read_lines,
     subfolder,
     unknown_class,
 )
 from setdet.data.schema import Dataset, Record, Sample
 from setdet.data.writing import PictureFolder, refuse_crowd, write_atomically
 from setdet.errors import DataError, UnknownFormatError
+from setdet.images import files_below
 
 _CLASS_FILE = "classes.txt"
 _DECLARED_ENCODING = re.compile(rb"""<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]*)["']""")
+_FLAG = re.compile(r"\s+(-1|0|1)$")
 _ENCODINGS_OF_EXPAT = frozenset({"utf-8", "utf-16", "iso-8859-1", "us-ascii"})
 
 
@@ -53,12 +56,12 @@ def recognizes(path: Path) -> bool:
     return path.is_dir() and bool(_parts(path))
 
 
-def read(path: Path, *, class_names: Sequence[str] | None = None) -> Dataset:
+def read(path: Path, *, problems: list[DataError] | None = None) -> Dataset:
     """Reads a VOC folder.
 
     Args:
         path: the folder.
-        class_names: the classes in their order; None takes `classes.txt`, else all names found, sorted.
+        problems: see `RecordBuilder`.
 
     Raises:
         DataError: a file is broken, a picture is missing, a class is not among those listed.
@@ -66,31 +69,43 @@ def read(path: Path, *, class_names: Sequence[str] | None = None) -> Dataset:
     parts = _parts(path) if path.is_dir() else []
     if not parts:
         raise UnknownFormatError(f"{path}: holds no VOC data set (folders of XML files, alone or by split).")
-    if class_names is None and (path / _CLASS_FILE).is_file():
+    builder = RecordBuilder(problems=problems)
+    trees: dict[Path, Element] = {}
+    names: set[str] = set()
+    for file in (file for part in parts for file in part.annotations):
+        with builder.guarded():
+            tree = _parse(file)
+            names |= {_text(node, "name", file) for node in tree.iter("object")}
+            trees[file] = tree
+    if (path / _CLASS_FILE).is_file():
         class_names = read_class_file(path / _CLASS_FILE)
-    trees = {file: _parse(file) for part in parts for file in part.annotations}
-    if class_names is None:
-        found = {_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")}
-        class_names = check_class_names(sorted(found), source=f"{path}: objects in {len(trees)} XML files")
-    builder = RecordBuilder()
+    else:
+        class_names = check_class_names(sorted(names), source=f"{path}: objects in {len(trees)} XML files")
     splits: dict[str, tuple[Record, ...]] = {}
     for part in parts:
         pictures = _PictureIndex(part.pictures)
-        records = [_record(file, trees[file], pictures, class_names, builder) for file in part.annotations]
-        pictures.remark_unused(records, builder)
+        records = []
+        for file in (file for file in part.annotations if file in trees):
+            with builder.guarded():
+                records.append(_record(file, trees[file], pictures, class_names, builder))
+        if len(records) == len(part.annotations):  # else the pictures of broken files would count as unused
+            pictures.remark_unused(records, builder)
         splits[part.split] = tuple(sorted((*splits.get(part.split, ()), *records), key=lambda record: record.image))
-    return Dataset(root=path, format="voc", class_names=tuple(class_names), splits=splits, notes=builder.notes())
+    return Dataset(root=path, format="voc", class_names=class_names, splits=splits, notes=builder.notes())
 
 
 def write(directory: Path, *, split: str, samples: Iterable[Sample], class_names: Sequence[str]) -> None:
     """Writes one split as `<split>/images/*.png` and `<split>/annotations/*.xml`, and `classes.txt`, as they come.
 
     Raises:
-        DataError: two samples have one name, or a sample has crowd boxes.
+        DataError: two samples have one name, a sample has crowd boxes, or the folder has other classes already.
         OutputError: the split is there already, or the folder cannot be written.
     """
+    class_file = directory / _CLASS_FILE
+    if class_file.exists() and read_class_file(class_file) != tuple(class_names):
+        raise DataError(f"{class_file}: lists other classes than {', '.join(class_names)}. Choose another folder.")
     pictures = PictureFolder(directory / split / "images")
-    write_atomically(directory / _CLASS_FILE, "".join(f"{name}\n" for name in class_names))
+    write_atomically(class_file, "".join(f"{name}\n" for name in class_names))
     for sample in samples:
         refuse_crowd(sample, format_name="VOC")
         image = pictures.save(sample)
@@ -112,32 +127,40 @@ def _parts(root: Path) -> list[_Part]:
 
 
 def _xml_files(folder: Path) -> tuple[Path, ...]:
-    annotations = subfolder(folder, "annotations") or folder
+    """The annotations of a folder: all below its folder of them, or those right in it."""
+    if (annotations := subfolder(folder, "annotations")) is not None:
+        return tuple(files_below(annotations, {".xml"}))
     return tuple(
-        sorted(
-            path
-            for path in annotations.iterdir()
-            if path.suffix.lower() == ".xml" and not path.name.startswith("._")  # macOS' twins of files
-        )
+        sorted(path for path in folder.iterdir() if path.suffix.lower() == ".xml" and not path.name.startswith("."))
     )
 
 
 def _image_sets(root: Path) -> list[_Part] | None:
     """The classic layout's lists; None where there are none."""
     lists, annotations = root / "ImageSets" / "Main", subfolder(root, "annotations")
-    stems = {name: _stems(lists / f"{name}.txt") for name in SPLITS if (lists / f"{name}.txt").is_file()}
-    if "train" not in stems and (lists / "trainval.txt").is_file():
-        val = set(stems.get("val", ()))
-        if train := [stem for stem in _stems(lists / "trainval.txt") if stem not in val]:
-            stems["train"] = train
-    if not stems or annotations is None:
+    if annotations is None:
         return None
+    listed = {name: _listed(lists / f"{name}.txt", annotations) for name in SPLITS if (lists / f"{name}.txt").is_file()}
+    if "train" not in listed and (lists / "trainval.txt").is_file():
+        val = set(listed.get("val", ()))
+        if train := [file for file in _listed(lists / "trainval.txt", annotations) if file not in val]:
+            listed["train"] = train
     pictures = subfolder(root, "JPEGImages") or root
-    return [_Part(name, tuple(annotations / f"{stem}.xml" for stem in part), pictures) for name, part in stems.items()]
+    return [_Part(name, tuple(files), pictures) for name, files in listed.items()] or None
 
 
-def _stems(file: Path) -> list[str]:
-    return [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
+def _listed(file: Path, annotations: Path) -> list[Path]:
+    """The XML files that a list names, one a line, with or without VOC's flag (1, 0 or -1) behind."""
+    found = []
+    for line in filter(None, read_lines(file)):
+        # A name may hold spaces, and end like one with a flag: "scratch 1".
+        whole, without_flag = (annotations / f"{_unquoted(name)}.xml" for name in (line, _FLAG.sub("", line)))
+        found.append(without_flag if os.path.isfile(without_flag) and not os.path.isfile(whole) else whole)
+    return found
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] in "\"'" else name
 
 
 class _PictureIndex:
@@ -146,7 +169,7 @@ class _PictureIndex:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._by_stem: dict[str, list[Path]] = {}
-        for path in pictures_below(folder):
+        for path in files_below(folder):
             self._by_stem.setdefault(path.stem, []).append(path)
 
     def find(self, file: Path, declared: str) -> Path:
@@ -155,6 +178,8 @@ class _PictureIndex:
         name = declared.replace("\\", "/").rsplit("/", maxsplit=1)[-1]
         for stem in (file.stem, Path(name).stem, name):
             found = self._by_stem.get(stem, [])
+            if len(found) > 1:  # folders of classes, in the annotations as in the pictures
+                found = [path for path in found if path.parent.name == file.parent.name] or found
             if len(found) > 1:
                 found = [path for path in found if path.name == name] or found
             if len(found) > 1:
@@ -236,6 +261,9 @@ def _record(
     size = None
     if tree.find("size") is not None:
         size = (int(_number(tree, "size/height", file)), int(_number(tree, "size/width", file)))
+    if size == (0, 0):
+        builder.remarks["{count} XML files declare a size of 0×0; those of the pictures stand in for it."] += 1
+        size = None
     boxes = []
     for number, node in enumerate(tree.iter("object"), start=1):
         name = _text(node, "name", file)

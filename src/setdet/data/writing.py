@@ -1,5 +1,6 @@
 """What the writers of all formats share: whole files or none, pictures under unique names, folders not in use."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,20 +12,27 @@ from setdet.errors import DataError, OutputError
 from setdet.images import IMAGE_SUFFIXES
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: whoever reads it meanwhile sees the old one or the new one.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: whoever reads it meanwhile sees the old one or the new one.
+
+    Text is stored as UTF-8; what a file name holds beside it (of other encodings) as an escape, which JSON reads back.
 
     Raises:
         OutputError: it cannot be written.
     """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", errors="backslashreplace")
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror}). Choose another folder.") from None
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}). Make room, or choose another folder."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 class PictureFolder:
@@ -62,10 +70,7 @@ class PictureFolder:
         grey = bool(np.all(sample.image == sample.image[:, :, :1]))
         pixels = sample.image[:, :, 0] if grey else cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
         _, encoded = cv2.imencode(".png", pixels)
-        try:
-            path.write_bytes(encoded.tobytes())
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}). Free some space.") from None
+        write_atomically(path, encoded.tobytes())
         return path
 
 

@@ -10,6 +10,8 @@ from setdet.report.charts import Frame, legend, open_svg, ticks
 
 _WIDTH, _PITCH, _THICK = 520, 30, 18
 _ABOVE = 6
+_LONGEST = 36  # letters of a name
+_SPAN = 160  # least room for the longest bar
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, sig
         full: value of a bar over the whole width; None: the largest of them.
         signed: whether values have a plus in front, as gains do.
     """
-    names = max((len(bar.name) for bar in bars), default=0)
     notes = max((len(bar.note) for bar in bars), default=0)
-    left = round(20 + 7.2 * names + (14 + 6.4 * notes if notes else 0))
-    span = _WIDTH - left - 60
+    left = _room([bar.name for bar in bars]) + (round(14 + 6.4 * notes) if notes else 0)
+    span = _SPAN if left > _WIDTH - 60 - _SPAN else _WIDTH - left - 60
+    width = left + span + 60
     longest = full if full is not None else max((bar.value or 0 for bar in bars), default=0)
     height = 2 * _ABOVE + _PITCH * len(bars)
-    parts = [open_svg(_WIDTH, height, label)]
+    parts = [open_svg(width, height, label)]
     for row, bar in enumerate(bars):
         top = _ABOVE + _PITCH * row + (_PITCH - _THICK) // 2
         middle = top + _THICK // 2 + 4
@@ -56,7 +58,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, full: float | None = None, sig
             fill = Markup('fill="rgb{}"').format(str(bar.color))
         text = "–" if bar.value is None else f"{bar.value:+.3f}" if signed else f"{bar.value:.3f}"
         parts += [
-            Markup('<text class="strong" x="8" y="{}">{}</text>').format(middle, bar.name),
+            _name(bar.name, middle),
             Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(left - 8, middle, bar.note),
             Markup('<path class="grid" d="M{} {}V{}"/>').format(left, top - 5, top + _THICK + 5),
             Markup('<rect {} x="{}" y="{}" width="{:.1f}" height="{}" rx="3"/>').format(
@@ -77,7 +79,7 @@ def stacked_chart(stacks: Mapping[str, Sequence[float]], *, parts: Sequence[str]
     """
     styles = [*(f"s{index}" for index in range(len(parts) - 1)), "pale"]
     keys, rows = legend(list(zip(parts, styles, strict=True)))
-    left = round(20 + 7.2 * max((len(name) for name in stacks), default=0))
+    left = _room(list(stacks))
     longest = max((sum(lengths) for lengths in stacks.values()), default=0) or 1
     scale = (_WIDTH - left - 60) / longest
     first = 2 * _ABOVE + 18 * rows
@@ -85,7 +87,7 @@ def stacked_chart(stacks: Mapping[str, Sequence[float]], *, parts: Sequence[str]
     for row, (name, lengths) in enumerate(stacks.items()):
         top, x = first + _PITCH * row + (_PITCH - _THICK) // 2, float(left)
         middle = top + _THICK // 2 + 4
-        drawn.append(Markup('<text class="strong" x="8" y="{}">{}</text>').format(middle, name))
+        drawn.append(_name(name, middle))
         for part, style, length in zip(parts, styles, lengths, strict=True):
             drawn.append(
                 Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
@@ -139,6 +141,18 @@ def reliability_chart(measured: Calibration) -> Markup:
     frame.add(Markup('<path class="reference" d="M{} {}L{} {}"/>').format(x0, y0, x1, y1))
     frame.add(Markup("").join(counts))
     return frame.svg()
+
+
+def _room(names: Sequence[str]) -> int:
+    """Where bars begin, behind names of at most `_LONGEST` letters."""
+    return round(20 + 7.2 * min(_LONGEST, max((len(name) for name in names), default=0)))
+
+
+def _name(name: str, y: float) -> Markup:
+    """A name in front of its bar; the middle of a long one is left to the title."""
+    half = _LONGEST // 2
+    seen = name if len(name) <= _LONGEST else f"{name[: half - 1]}…{name[-half:]}"
+    return Markup('<text class="strong" x="8" y="{}"><title>{}</title>{}</text>').format(y, name, seen)
 
 
 def short(count: int) -> str:

@@ -64,7 +64,7 @@ class Run:
     @property
     def trend(self) -> str:
         """`flat_since` for people; one evaluation is no trend."""
-        if len(self.measured) < 2:
+        if sum(line[str(self.measured_on)].get("ap") is not None for line in self.measured) < 2:
             return "–"
         return "still rising" if self.flat_since is None else f"flat since epoch {self.flat_since}"
 
@@ -78,7 +78,7 @@ def read_run(folder: Path, *, name: str | None = None) -> Run:
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Expected the folder of a training run.") from None
     if not isinstance(config, dict):
         raise DataError(f"{path}: holds no settings. Expected the folder of a training run.")
@@ -98,15 +98,13 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Mean and standard deviation of the last figures of runs that differ in their seed alone, two or more."""
-    groups: dict[str, list[Run]] = {}
+    """Mean and standard deviation of the last figures of runs that differ in their seed alone and came equally far."""
+    groups: dict[str, dict[Any, Run]] = {}
     for run in runs:
-        same = {name: value for name, value in run.settings.items() if name != "seed"}
-        groups.setdefault(repr(sorted(same.items())), []).append(run)
+        same = {name: value for name, value in run.settings.items() if name != "seed"} | {"": run.to_dict()["epoch"]}
+        groups.setdefault(repr(sorted(same.items())), {})[run.settings.get("seed")] = run
     rows = []
-    for group in groups.values():
-        if len(group) < 2:
-            continue
+    for group in (list(seeds.values()) for seeds in groups.values() if len(seeds) > 1):
         row: dict[str, Any] = {"runs": [run.name for run in group]}
         for key in FIGURES:
             values = [value for run in group if (value := run.to_dict()[key]) is not None]

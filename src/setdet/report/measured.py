@@ -80,12 +80,10 @@ class Measured:
         ]
         return {"columns": (*self.class_names, "(not found)"), "rows": rows}
 
-    def pictures(self, indices: Sequence[int] | None = None) -> list[dict[str, str]]:
-        """Drawn pictures with their captions, for a page; None: all."""
-        chosen = range(len(self.records)) if indices is None else indices
+    def pictures(self) -> list[dict[str, str]]:
+        """Drawn pictures with their captions, for a page."""
         items = []
-        for index in chosen:
-            record, found = self.records[index], self.detections[index]
+        for index, (record, found) in enumerate(zip(self.records, self.detections, strict=True)):
             drawn = draw_found_and_true(read_image(record.image), found, record)
             items.append({"address": data_uri(drawn), "caption": f"{record.image.name}: {self.caption(index)}"})
         return items
@@ -100,12 +98,6 @@ class Measured:
         if pairing.spurious:
             parts.append(f"{len(pairing.spurious)} invented")
         return ", ".join(parts)
-
-    def worst(self, count: int) -> list[int]:
-        """Indices of the pictures with the most mistakes, at most `count`, pictures without any left out."""
-        mistakes = [pair(*both).mistakes for both in zip(self.records, self.detections, strict=True)]
-        order = sorted(range(len(mistakes)), key=lambda index: -mistakes[index])
-        return [index for index in order[:count] if mistakes[index]]
 
 
 def measure(predictor: Predictor, records: Sequence[Record]) -> Measured:

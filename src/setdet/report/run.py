@@ -81,19 +81,25 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl that are about whole epochs. A last line that a crash cut short is none.
 
     Raises:
-        DataError: the file is missing, or a line is not JSON.
+        DataError: the file cannot be read, or a line is no JSON object.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: is missing, so there are no curves. Expected the folder of a training run.") from None
-    if texts and not texts[-1].endswith("\n"):
-        texts.pop()
-    try:
-        lines = [json.loads(text) for text in texts if text.strip()]
-    except ValueError as error:
-        raise DataError(f"{path}: is not one JSON object a line ({error}).") from None
-    return [line for line in lines if line.get("kind") == "epoch"]
+        texts = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}), so there are no curves. Expected the folder of a training run."
+        ) from None
+    epochs = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text or b"{}")
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is not JSON ({error}). Remove it.") from None
+        if not isinstance(line, dict):
+            raise DataError(f"{path}: line {number} is no JSON object. Remove it.")
+        if line.get("kind") == "epoch":
+            epochs.append(line)
+    return epochs
 
 
 def curves(epochs: Sequence[dict[str, Any]]) -> list[tuple[str, Markup]]:

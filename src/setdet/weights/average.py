@@ -33,6 +33,8 @@ def average(paths: Sequence[Path], *, out: Path, half: bool = False) -> list[str
         WeightsError: they don't belong together, or one is broken.
         OutputError: the file is there already.
     """
+    if not paths:
+        raise UsageError("There is nothing to average: name a checkpoint, or several.")
     if len(paths) < 2 and not half:
         raise UsageError("One checkpoint is its own average: name two or more, or ask for half precision (--half).")
     if out.exists():

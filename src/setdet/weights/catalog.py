@@ -21,7 +21,6 @@ class Entry(Config):
     name: str = Field(description="model/data, as in rtdetr-n/surfaces")
     file: str = Field(description="name of the file: in the package, or in the cache")
     url: str | None = Field(default=None, description="where it is downloaded from; None: it is in the package")
-    sha256: str | None = Field(default=None, description="as its makers publish it")
     trained_on: str
     licence: str = "Apache-2.0"
     coco_ap: float | None = Field(default=None, description="COCO val2017 AP, as its makers publish it")
@@ -40,7 +39,7 @@ class Entry(Config):
         """
         if self.url is None:
             return _PACKAGED / self.file
-        return fetch(self.url, cache_folder() / self.name / self.file, sha256=self.sha256)
+        return fetch(self.url, cache_folder() / self.name / self.file)
 
 
 def _published(name: str, file: str, ap: float | None, *, release: str = "v0.1", code: str = "rtdetr") -> Entry:

@@ -10,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
@@ -30,13 +30,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SETDET_CACHE") or "~/.cache/setdet").expanduser()
 
 
-def fetch(url: str, path: Path, *, sha256: str | None = None) -> Path:
+def fetch(url: str, path: Path) -> Path:
     """The file behind `url` at `path`, downloaded if it is not there yet.
 
     Args:
         url: http or https.
         path: where it is kept; the hash is beside it, in a file that ends in `.sha256`.
-        sha256: what its makers publish; None: what the first download had.
 
     Raises:
         WeightsError: there is no network, no such file there, or the file at `path` is not the one it was.
@@ -48,14 +47,15 @@ def fetch(url: str, path: Path, *, sha256: str | None = None) -> Path:
             with _alone(path.with_name(f".{path.name}.lock")):
                 if not path.is_file():  # another process may have brought it meanwhile
                     _download(url, path)
-        except PermissionError as error:
+        except OSError as error:
             raise WeightsError(
-                f"{error.filename}: cannot be written ({error.strerror}). Name another folder in SETDET_CACHE."
+                f"{error.filename or path}: cannot be written ({error.strerror}). Name another folder in SETDET_CACHE."
             ) from None
     found = _hash(path)
-    expected = sha256 or (recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else None)
+    expected = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else None
     if expected is None:
-        recorded.write_text(f"{found}\n", encoding="utf-8")
+        with suppress(OSError):  # whoever cannot write there cannot change the file either
+            recorded.write_text(f"{found}\n", encoding="utf-8")
     elif found != expected:
         raise WeightsError(
             f"{path}: is not the file that it was: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. "

@@ -5,6 +5,7 @@ loaded gives the same boxes. A key that is missing has the library's default.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,13 @@ HGNETV2_STAGES: dict[str, tuple[str, list[Any]]] = {
     "kernel": ("stage_kernel_size", [3, 3, 5, 5]),
     "layers": ("stage_numb_of_layers", [6, 6, 6, 6]),
 }
-FIXED_PREPROCESSOR: dict[str, Any] = {"do_normalize": False, "do_pad": False, "do_rescale": True, "do_resize": True}
+FIXED_PREPROCESSOR: dict[str, Any] = {
+    "do_normalize": False,
+    "do_pad": False,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 2,  # bilinear
+}
 
 
 def read_info(folder: Path) -> CheckpointInfo:
@@ -71,11 +78,19 @@ def read_info(folder: Path) -> CheckpointInfo:
         WeightsError: a file is missing or broken, or describes a model that cannot be rebuilt here.
     """
     config = _read_json(folder / CONFIG)
-    names = _class_names(config, folder / CONFIG)
+    try:
+        names = _class_names(config, folder / CONFIG)
+        model = model_of(config, num_classes=len(names), source=folder / CONFIG)
+        preprocessing = _preprocessing(folder / PREPROCESSOR)
+    except (TypeError, ValueError) as error:  # null, or a text, where a number or a list belongs
+        raise WeightsError(
+            f"{folder}: {CONFIG} or {PREPROCESSOR} holds a value of another kind than expected ({error}). "
+            "Copy the folder again from its source."
+        ) from None
     return CheckpointInfo(
-        model=model_of(config, num_classes=len(names), source=folder / CONFIG),
+        model=model,
         class_names=names,
-        preprocessing=_preprocessing(folder / PREPROCESSOR),
+        preprocessing=preprocessing,
         history={"read_from": folder.name, "format": f"transformers {config.get('transformers_version', '')}".strip()},
     )
 
@@ -137,6 +152,9 @@ def model_of(config: dict[str, Any], *, num_classes: int, source: Path) -> Model
         raise WeightsError(f"{source}: takes its backbone from another library; it can't be rebuilt here.")
     width = config.get("encoder_hidden_dim", 256)
     _require(config, {"decoder_in_channels": [width] * 3}, source)
+    method = config.get("decoder_method", "default")
+    if method not in ("default", "discrete"):
+        raise WeightsError(f"{source}: decoder_method is {method!r}; expected 'default' or 'discrete'.")
     values = {
         "name": "unnamed",
         "num_classes": num_classes,
@@ -154,7 +172,7 @@ def model_of(config: dict[str, Any], *, num_classes: int, source: Path) -> Model
             "heads": config.get("decoder_attention_heads", 8),
             "layers": config.get("decoder_layers", 6),
             "points": config.get("decoder_n_points", 4),
-            "sampling": "discrete" if config.get("decoder_method") == "discrete" else "bilinear",
+            "sampling": "discrete" if method == "discrete" else "bilinear",
             "queries": config.get("num_queries", 300),
         },
     }
@@ -220,6 +238,11 @@ def _class_names(config: dict[str, Any], source: Path) -> tuple[str, ...]:
     names = tuple(by_label[label] for label in range(len(by_label)))
     if names == tuple(f"LABEL_{label}" for label in range(len(names))):  # the library's words for "not named"
         return default_class_names(len(names))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise WeightsError(
+            f"{source}: id2label: {len(twice)} names stand for several labels (first: '{twice[0]}'), and classes are "
+            "told apart by their names. Give each label one of its own."
+        )
     return with_coco_spelling(names)
 
 

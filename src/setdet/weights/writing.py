@@ -87,19 +87,26 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
         theirs |= transformers_buffers(config)
 
     unused(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another.") from None
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
         write_whole(partial / transformers.WEIGHTS, lambda name: save_file(tensors, name, metadata={"format": "pt"}))
-        configuration = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        (partial / transformers.CONFIG).write_text(configuration, encoding="utf-8")
-        preprocessor = json.dumps(_transformers_preprocessor(info), indent=2) + "\n"
-        (partial / transformers.PREPROCESSOR).write_text(preprocessor, encoding="utf-8")
+        for place, values in (
+            (transformers.CONFIG, description),
+            (transformers.PREPROCESSOR, _transformers_preprocessor(info)),
+        ):
+            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+            (partial / place).write_text(text, encoding="utf-8")
         partial.chmod(0o755)
         if folder.is_dir():
             folder.rmdir()  # it is empty
         os.replace(partial, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}). Make room, or choose another.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes
@@ -222,7 +229,6 @@ def _transformers_preprocessor(info: CheckpointInfo) -> dict[str, Any]:
     return {
         "image_processor_type": "RTDetrImageProcessor",
         "size": {"height": height, "width": width},
-        "resample": 2,  # bilinear
         "rescale_factor": 1 / 255,
         **transformers.FIXED_PREPROCESSOR,
     }

@@ -94,7 +94,7 @@ def make(
     Nothing is left behind where writing fails.
 
     Raises:
-        OutputError: the folder exists and is not empty.
+        OutputError: the folder exists and is not empty, or cannot be made.
         UsageError: fewer than two pictures, or a share of all or none.
     """
     val = round(count * val_share)
@@ -104,16 +104,22 @@ def make(
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputError(f"{directory}: is in use. Name a new folder, or empty this one first.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory = directory.resolve()  # the folder behind "." or a link
     write = {"voc": voc, "coco": coco, "yolo": yolo}[format].write
-    unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be made ({error.strerror}). Choose another folder.") from None
     try:
         for split, numbers in (("train", range(count - val)), ("val", range(count - val, count))):
             write(unfinished, split=split, samples=_stream(numbers, seed=seed, size=size), class_names=CLASS_NAMES)
         unfinished.chmod(0o755)
-        if directory.exists():
-            directory.rmdir()
-        unfinished.rename(directory)
+        if directory.exists():  # somebody may stand in it, or a link lead to it: it stays what it is
+            for part in unfinished.iterdir():
+                part.rename(directory / part.name)
+        else:
+            unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
