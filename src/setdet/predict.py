@@ -259,7 +259,7 @@ def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 def _expanded(path: Path) -> Path:
     """With `~` resolved, unless a file is called so, or nobody."""
-    if path.exists():
+    if os.path.exists(path):
         return path
     try:
         return path.expanduser()
