@@ -68,3 +68,9 @@ class ExportError(SetdetError):
 
 class TrainingError(SetdetError):
     """Training cannot start or go on."""
+
+
+def one_line(error: Exception, *, last: bool = False) -> str:
+    """What an error of another library says, to quote in a message: its first line, or its last; else its type."""
+    lines = str(error).strip().splitlines()
+    return lines[-1 if last else 0].strip().rstrip(".") if lines else type(error).__name__

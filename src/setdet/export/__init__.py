@@ -1,1 +1,1 @@
-"""Detectors for other runtimes: ONNX and OpenVINO files, and the gate that each has to pass."""
+"""Detectors for other runtimes: ONNX, OpenVINO and compiled files, and the gate that each has to pass."""

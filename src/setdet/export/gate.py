@@ -107,7 +107,7 @@ def judge(
     """Runs the file in its own runtime against the model.
 
     Args:
-        file: the `.onnx` or `.xml` file.
+        file: the `.onnx`, `.xml` or `.pt2` file.
         info: what it says of itself.
         model: the weights that it was made of.
         config: how it was made.
@@ -123,7 +123,7 @@ def judge(
         (compare_batches(source, as_written, images, name=f"batches of {_BATCH}", batch_size=_BATCH), tolerance),
     ]
     if info.precision == "fp16":
-        runs.append((half_range(model, config, images), tolerance))
+        runs.append((half_range(model, config, images, kept=info.kept), tolerance))
     if info.dynamic_size:
         height, width = (max(side, info.least_side) for side in preprocessing.image_size)
         other = preprocessing.model_copy(update={"image_size": (height + 64, width + 32)})
@@ -152,14 +152,13 @@ def judge(
     return verdict(runs, ap=ap, ap_tolerance=ap_tolerance)
 
 
-def half_range(model: RTDETR, config: ExportConfig, images: NDArray[np.uint8]) -> Differences:
-    """Whether the parts that are reduced stay within float16's range, in float32.
+def half_range(model: RTDETR, config: ExportConfig, images: NDArray[np.uint8], *, kept: tuple[str, ...]) -> Differences:
+    """Whether all parts but those that are `kept` in float32 stay within float16's range, in float32.
 
     CPUs compute half precision in float32 where they have no arithmetic for it, and then nothing overflows there; on
     the GPU that the file is for, it would.
     """
     from setdet.export.graph import DetectionGraph, largest_values
-    from setdet.export.onnx import REDUCED
 
     graph = DetectionGraph(
         model=model,
@@ -169,7 +168,7 @@ def half_range(model: RTDETR, config: ExportConfig, images: NDArray[np.uint8]) -
         queries=config.queries,
     )
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
-    largest, layer = max(largest_values(graph.eval(), one[None], REDUCED) for one in pixels)
+    largest, layer = max(largest_values(graph.eval(), one[None], kept=kept) for one in pixels)
     limit = torch.finfo(torch.float16).max
     detail = f"{layer} reaches {largest:.3g}, and half precision ends at {limit:g}"
     return Differences(name="range", found=1.0, failure=detail if largest > limit else "", detail=detail)

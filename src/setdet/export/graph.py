@@ -1,13 +1,14 @@
 """The network as it is exported: folded, cut to what runs, the last layer's predictions out."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from setdet.boxes import cxcywh_to_xyxy
-from setdet.export.sampling import GraphAttention, GraphSampling
+from setdet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from setdet.export.sampling import POSITIONS, GraphAttention, GraphSampling
 from setdet.images import Preprocessing
 from setdet.models.attention import DeformableAttention
 from setdet.models.deploy import fold
@@ -21,6 +22,12 @@ STRIDES = (8, 16, 32)
 # In place of the infinite logit of an invalid anchor: its sigmoid is 1 as well, in float16 too, and parsers of graphs
 # and collectors of statistics want finite constants.
 _CERTAIN = 100.0
+
+
+def least_side(queries: int) -> int:
+    """The smallest square side, in pixels and a multiple of 32, whose tokens are as many as the queries."""
+    tokens = sum((32 // stride) ** 2 for stride in STRIDES)  # of 32 x 32 pixels
+    return 32 * math.ceil(math.sqrt(queries / tokens))
 
 
 class DetectionGraph(nn.Module):
@@ -72,6 +79,9 @@ class DetectionGraph(nn.Module):
             images = self.resize(images)
         logits, boxes_cxcywh = self.predict(images)
         if not self.gives_detections:
+            if self.resize is not None:  # shares of the picture, where a letterbox has borders
+                in_pixels = self.resize.to_picture(cxcywh_to_xyxy(boxes_cxcywh), size)
+                boxes_cxcywh = xyxy_to_cxcywh(in_pixels / _sides(size))
             return logits, boxes_cxcywh
         boxes, scores, labels = _best(logits, cxcywh_to_xyxy(boxes_cxcywh).clamp(0, 1), self.config.decoder.queries)
         in_pixels = boxes * _sides(size) if self.resize is None else self.resize.to_picture(boxes, size)
@@ -109,13 +119,13 @@ class DetectionGraph(nn.Module):
 
 
 @torch.no_grad()
-def largest_values(graph: DetectionGraph, images: Tensor, parts: tuple[str, ...]) -> tuple[float, str]:
-    """The largest absolute value that leaves a layer of `parts` in float32, and that layer's name.
+def largest_values(graph: DetectionGraph, images: Tensor, *, kept: tuple[str, ...]) -> tuple[float, str]:
+    """The largest absolute value that leaves a layer in float32, and that layer's name; positions don't count.
 
     Args:
         graph: of any sampling; its input is the network's.
         images: (n, 3, height, width) RGB, 0 to 1.
-        parts: names of the network's modules.
+        kept: names of the network's modules that don't count either.
     """
     largest = {"": 0.0}
 
@@ -129,7 +139,7 @@ def largest_values(graph: DetectionGraph, images: Tensor, parts: tuple[str, ...]
     handles = [
         module.register_forward_hook(watch(name))
         for name, module in graph.network.named_modules()
-        if name.partition(".")[0] in parts
+        if name.partition(".")[0] not in kept and POSITIONS not in f"{name}/"
     ]
     try:
         graph.predict(images)

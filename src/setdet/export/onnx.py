@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 import onnx
 import torch
 
-from setdet.export.graph import STRIDES, DetectionGraph
+from setdet.export.graph import DetectionGraph
 from setdet.runtime.exported import INPUTS, OUTPUTS, ExportInfo
 from setdet.weights.info import METADATA_KEY
 
@@ -22,12 +21,6 @@ REDUCED = ("backbone", "encoder", "memory_proj")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ROOT = "graph"
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-
-
-def least_side(queries: int) -> int:
-    """The smallest square side, in pixels and a multiple of 32, whose tokens are as many as the queries."""
-    tokens = sum((32 // stride) ** 2 for stride in STRIDES)  # of 32 x 32 pixels
-    return 32 * math.ceil(math.sqrt(queries / tokens))
 
 
 def to_onnx(graph: DetectionGraph, *, info: ExportInfo, opset: int) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """The ONNX graph as OpenVINO's files."""
 
 import io
+import re
 from pathlib import Path
 
 import onnx
@@ -30,5 +31,7 @@ def write(model: ov.Model, folder: Path, *, info: ExportInfo) -> None:
         if POSITIONS in node.get_friendly_name():
             node.get_rt_info()[_EXACT] = ""
     model.set_rt_info(info.model_dump_json(), METADATA_KEY)
-    model.set_rt_info(list(info.checkpoint.class_names), ["model_info", "labels"])
+    # Readers of these split them at spaces, some at commas.
+    labels = [re.sub(r"[\s,]", "_", name) for name in info.checkpoint.class_names]
+    model.set_rt_info(labels, ["model_info", "labels"])
     ov.save_model(model, folder / OPENVINO_FILE, compress_to_fp16=info.precision != "fp32")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from setdet.export.verify import Verdict, spread
 from setdet.folders import unused
 from setdet.images import preprocess, read_image
 from setdet.models.rtdetr import RTDETR
-from setdet.runtime.exported import OPENVINO_FILE, ExportInfo
+from setdet.runtime.exported import INPUTS, OPENVINO_FILE, ExportInfo
 from setdet.thresholds import lowest_scores
 from setdet.weights.info import CheckpointInfo
 
@@ -33,7 +34,7 @@ class Exported:
     """A finished export.
 
     Attributes:
-        path: the ONNX file, or OpenVINO's folder.
+        path: the `.onnx` or `.pt2` file, or OpenVINO's folder.
         info: what it says of itself.
         report: the gate's report; None where the gate was left out.
         verdict: what the gate measured; None where it was left out.
@@ -63,7 +64,7 @@ def export(
         checkpoint: what is known of the weights.
         model: the weights; stays as it is.
         config: what to make.
-        out: a new `.onnx` file, or a new or empty folder for OpenVINO.
+        out: a new `.onnx` or `.pt2` file, or a new or empty folder for OpenVINO.
         evidence: what the gate looks at; None: no gate.
         calibration: the data set that int8 is calibrated on.
         say: called with what goes on.
@@ -134,7 +135,7 @@ def _need_packages(config: ExportConfig) -> None:
 
 
 def _describe(checkpoint: CheckpointInfo, config: ExportConfig, sampling: Sampling) -> ExportInfo:
-    from setdet.export.onnx import least_side
+    from setdet.export.graph import least_side
 
     if config.thresholds is not None:
         lowest_scores(config.thresholds, checkpoint.class_names)
@@ -231,16 +232,23 @@ def _notes(out: Path, info: ExportInfo, config: ExportConfig, verdict: Verdict |
     if config.format == "pt2":
         notes.append("machine code for CPUs like this one and this PyTorch: compile it where it is to run")
     if config.target == "tensorrt":
-        notes.append(f"not run here, for TensorRT 10: {trtexec(out, info)}")
+        adapt = " (adapt the sizes to your pictures)" if info.dynamic_size or info.input == "pictures" else ""
+        notes.append(f"not run here, for TensorRT 10{adapt}: {trtexec(out, info)}")
     return tuple(notes)
 
 
 def trtexec(out: Path, info: ExportInfo) -> str:
     """The command that builds TensorRT's engine; the file's own types are obeyed, so what is float32 stays so."""
-    height, width = info.checkpoint.preprocessing.image_size
-    name = "pictures" if info.input == "pictures" else "images"
-    parts = ["trtexec", f"--onnx={out}", f"--saveEngine={out.with_suffix('.engine')}", "--stronglyTyped"]
-    for bound, count in (("min", 1), ("opt", 1), ("max", 8)):
+    least = own = most = info.checkpoint.preprocessing.image_size
+    if info.input == "pictures":
+        least, most = (32, 32), (4 * own[0], 4 * own[1])
+    elif info.dynamic_size:
+        least = (info.least_side, info.least_side)
+        own = (max(own[0], info.least_side), max(own[1], info.least_side))
+        most = (2 * own[0], 2 * own[1])
+    files = (("onnx", out), ("saveEngine", out.with_suffix(".engine")))
+    parts = ["trtexec", *(f"--{option}={shlex.quote(str(path))}" for option, path in files), "--stronglyTyped"]
+    for bound, count, (height, width) in (("min", 1, least), ("opt", 1, own), ("max", 8, most)):
         shape = f"{count}x{height}x{width}x3" if info.input == "pictures" else f"{count}x3x{height}x{width}"
-        parts.append(f"--{bound}Shapes={name}:{shape}")
+        parts.append(f"--{bound}Shapes={INPUTS[info.input]}:{shape}")
     return " ".join(parts)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from setdet.errors import SetdetError
+from setdet.errors import SetdetError, one_line
 from setdet.runtime.base import Candidates, Runtime
 
 CONFIDENT = 0.3
@@ -192,7 +192,7 @@ def _compare(
         raise
     # Whatever an engine raises (its errors have no common base): that it cannot run the file is the finding.
     except Exception as error:
-        return Differences(name=name, failure=f"the runtime fails ({str(error).strip().splitlines()[0]})")
+        return Differences(name=name, failure=f"the runtime fails ({one_line(error)})")
     if not all(np.isfinite(part).all() for one in found for part in one):
         return Differences(name=name, failure="numbers that are not finite: a precision with too small a range")
     boxes, scores, partners, compared, confident = [], [], 0, 0, 0

@@ -6,6 +6,7 @@ in OpenVINO under rt_info/setdet, in a `.pt2` file under "setdet" of the compile
 """
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class ExportInfo(Config):
     )
     output: Literal["predictions", "detections"] = Field(
         description="predictions: `logits` (n, queries, classes) before the sigmoid and `boxes_cxcywh` (n, queries, 4) "
-        "as shares of the input, 0 to 1; detections, best first: `boxes_xyxy_px` (n, k, 4) in pixels of what went in, "
+        "as shares of what went in, 0 to 1; detections, best first: `boxes_xyxy_px` (n, k, 4) in its pixels, "
         "`scores` (n, k) 0 to 1, `labels` (n, k) int64"
     )
     dynamic_size: bool = Field(description="any height and width that are multiples of 32, from `least_side` on")
@@ -149,30 +150,38 @@ def open_exported(
     if chosen == "onnx":
         from setdet.runtime.onnxruntime import open_onnx
 
-        engine, text = open_onnx(path, device=device, threads=threads)
+        engine, info = open_onnx(path, device=device, threads=threads)
     elif chosen == "pt2":
         from setdet.runtime.compiled import open_compiled
 
-        engine, text = open_compiled(path, device=device, threads=threads)
+        engine, info = open_compiled(path, device=device, threads=threads)
     else:
         from setdet.runtime.openvino import open_openvino
 
-        engine, text = open_openvino(
+        engine, info = open_openvino(
             path, device=device, precision=precision, threads=threads, hint=hint, whole_batches=whole_batches
         )
-    return ExportedRuntime(engine=engine, info=_parse(text, path))
+    return ExportedRuntime(engine=engine, info=info)
 
 
-def _parse(text: str | None, path: Path) -> ExportInfo:
+def parse_info(text: str | None, path: Path) -> ExportInfo:
+    """What the metadata of a file say; None: it has none.
+
+    Raises:
+        WeightsError: they are not of setdet, or of a newer one.
+    """
     if text is None:
         raise WeightsError(
             f"{path}: holds no metadata of setdet ('{METADATA_KEY}'), so its classes and pre-processing are unknown. "
             "Export it with `setdet export`."
         )
     try:
-        return ExportInfo.model_validate_json(text)
-    except (ValueError, ConfigError) as error:
-        raise WeightsError(f"{path}: its metadata cannot be read: {error}") from None
+        return ExportInfo.from_dict(json.loads(text), source="metadata")
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise WeightsError(
+            f"{path}: its metadata cannot be read: {error}\n"
+            "It is broken, or of a newer setdet: export it again, or install that one."
+        ) from None
 
 
 def _need_engine(chosen: Format, path: Path) -> None:

@@ -1,7 +1,6 @@
 """The engine that runs OpenVINO files. No torch."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,8 +8,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from setdet.errors import UsageError, WeightsError
-from setdet.runtime.exported import Engine
+from setdet.errors import UsageError, WeightsError, one_line
+from setdet.runtime.exported import Engine, ExportInfo, parse_info
 from setdet.weights.info import METADATA_KEY
 
 # The file's precision, or the one asked for → what OpenVINO computes in, if the device has it.
@@ -36,11 +35,11 @@ def open_openvino(
     threads: int | None,
     hint: Literal["latency", "throughput"],
     whole_batches: bool,
-) -> tuple[Engine, str | None]:
-    """The engine and the file's metadata; arguments as in `setdet.runtime.exported.open_exported`.
+) -> tuple[Engine, ExportInfo]:
+    """The engine, and what the file says of itself; arguments as in `setdet.runtime.exported.open_exported`.
 
     Raises:
-        WeightsError: the file is broken.
+        WeightsError: the file is broken, or not one of setdet's.
         UsageError: the device is not there.
     """
     core = openvino_core()
@@ -49,18 +48,20 @@ def open_openvino(
         raise WeightsError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it. Copy both files.")
     try:
         model = core.read_model(path)
+        text = str(model.get_rt_info(METADATA_KEY).value) if model.has_rt_info(METADATA_KEY) else None
+        info = parse_info(text, path)
+        config: dict[str, Any] = {
+            # Said always: on CPUs that have bfloat16 it would be the default, for float32 files too.
+            "INFERENCE_PRECISION_HINT": arithmetic_of(core, name, precision or info.precision),
+            "PERFORMANCE_HINT": hint.upper(),
+        }
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        return OpenVINOEngine(model, device=name, config=config, whole_batches=whole_batches), info
     except RuntimeError as error:
-        raise WeightsError(f"{path}: OpenVINO cannot open it ({str(error).strip().splitlines()[-1]}).") from None
-    text = str(model.get_rt_info(METADATA_KEY).value) if model.has_rt_info(METADATA_KEY) else None
-    wanted = precision or (json.loads(text).get("precision", "fp32") if text else "fp32")
-    config: dict[str, Any] = {
-        # Said always: on CPUs that have bfloat16 it would be the default, for float32 files too.
-        "INFERENCE_PRECISION_HINT": arithmetic_of(core, name, wanted),
-        "PERFORMANCE_HINT": hint.upper(),
-    }
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = threads
-    return OpenVINOEngine(model, device=name, config=config, whole_batches=whole_batches), text
+        raise WeightsError(
+            f"{path}: OpenVINO cannot open it ({one_line(error, last=True)}). Export it again."
+        ) from None
 
 
 class OpenVINOEngine:

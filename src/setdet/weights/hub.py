@@ -6,7 +6,7 @@ The library huggingface_hub keeps them in its own cache, where other programs fi
 import re
 from pathlib import Path
 
-from setdet.errors import MissingExtraError, WeightsError
+from setdet.errors import MissingExtraError, WeightsError, one_line
 
 PREFIX = "hf:"
 _SOURCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?")
@@ -44,11 +44,6 @@ def fetch(source: str) -> Path:
         raise WeightsError(f"{source}: there is no such model on the Hub, or it is private: hf auth login.") from None
     except Exception as error:  # the errors of its HTTP client have no common base
         raise WeightsError(
-            f"{source}: is not in the cache and cannot be downloaded ({_first_line(error)}). Check the network and "
+            f"{source}: is not in the cache and cannot be downloaded ({one_line(error)}). Check the network and "
             "HF_HUB_OFFLINE, or copy the folder of a machine that has it and name its path."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
