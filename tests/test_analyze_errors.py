@@ -182,7 +182,7 @@ class TestThresholds:
             "setdet.analyze.thresholds.results", lambda predictor, records, **_: ((one, found) for one in records)
         )
         predictor = type("Known", (), {"class_names": NAMES})()
-        chosen = choose_thresholds(predictor, TRUTH, chosen_on="four pictures")
+        chosen = choose_thresholds(predictor, TRUTH, chosen_on="four pictures", least_boxes=1)
         assert 0.2 < chosen.thresholds["crack"] <= 0.3 + 1e-6 and 0.6 < chosen.thresholds["dent"] <= 0.7 + 1e-6
         assert (chosen.f1["crack"], chosen.f1["dent"], chosen.f1["stain"]) == (1.0, 1.0, None)
         ledger = Ledger(NAMES)
@@ -191,7 +191,9 @@ class TestThresholds:
         shown = ErrorAnalysis(entries=ledger.entries(), records=tuple(TRUTH), chosen=chosen)
         assert counted(shown) == {} and shown.measured.values["f1"] == 1.0
         stain = [record(BOXES, np.array([0, 2]))]  # in the place of a dent: dents are found where there are none
-        never = choose_thresholds(predictor, stain, chosen_on="one picture")
+        never = choose_thresholds(predictor, stain, chosen_on="one picture", least_boxes=1)
+        few = choose_thresholds(predictor, TRUTH, chosen_on="four pictures")
+        assert len(set(few.thresholds.values())) == 1 and set(few.f1.values()) == {None}
         assert never.f1["stain"] == 0 and never.thresholds["stain"] == never.thresholds["dent"] > 0.2
         no_boxes = [record(BOXES[:0], LABELS[:0])]
         with pytest.raises(DataError, match="no box on the 1 pictures"):

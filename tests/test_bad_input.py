@@ -113,6 +113,13 @@ def test_class_that_the_data_set_does_not_list(refused: Refused, data: Path) -> 
     (data / "train" / "annotations" / "0.xml").write_text(voc_text(name="brigth"))
     for command in (["data", "check", data], _train(data)):
         refused(*command, code=1, says=("0.xml", "brigth", "Did you mean 'bright'"))
+    refused(*_train(data), code=1, says=(f"All that is wrong: setdet data check {data}",))
+
+
+def test_a_run_without_a_whole_epoch(refused: Refused, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model: rtdetr-n\n")
+    refused("val", tmp_path / "run", data, code=1, says=("no epoch of it is complete", "--resume"))
 
 
 def test_class_that_the_weights_do_not_know(refused: Refused, data: Path, tmp_path: Path) -> None:
@@ -154,6 +161,7 @@ def test_fewer_pictures_than_a_batch(refused: Refused, data: Path) -> None:
 def test_unknown_config_key(refused: Refused, data: Path) -> None:
     refused(*_train(data), "--set", "learning_rat=1", code=2, says=("learning_rat", "Did you mean 'learning_rate'"))
     refused(*_train(data), "--set", "los.box=1", code=2, says=("los", "Did you mean 'loss'"))
+    refused(*_train(data), "--set", "flip_vertical=0", code=2, says=("Did you mean 'augment.flip_vertical'",))
     refused(*_train(data), "--set", "learning_rate", code=2, says=("section.field=value",))
 
 

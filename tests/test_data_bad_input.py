@@ -223,6 +223,7 @@ def test_coco_splits_with_different_categories(tmp_path: Path) -> None:
         ("train: empty\nnames: [a]", "", "holds no pictures"),
         ("train: images/train\nnames: [a]", "0 .5 .5 .1 .1\n\n1 .5 .5 .1 .1", r"a\.txt: line 3: unknown class 1"),
         ("train: images/train\nnames: [a]", "0 .5 .5 .1", r"line 1: expected 'class cx cy width height'"),
+        ("train: images/train\nnames: [a]", "0 .5 .5 .1 .1 .9", "Leave out the score behind the box"),
         ("train: images/train\nnames: [a]", "pit .5 .5 .1 .1", r"line 1: expected 'class"),
         ("train: images/train\nnames: [a]", "0 .5 .5 .1 0", r"a\.txt: line 1 \(a\).*no area"),
         ("train: images/train\nnames: [a]", "0 .5 1.5 .1 .1", r"line 1 \(a\).*outside of the picture"),
@@ -283,6 +284,8 @@ def test_all_that_is_wrong_in_voc(tmp_path: Path) -> None:
     assert "is not XML" in syntax and "'alone' is missing" in alone
     assert "unknown class 'crack'" in unknown and "outside of the picture" in outside
     assert not any("have no XML file" in note for note in read_dataset(tmp_path, problems=[]).notes)
+    picture(tmp_path / "bare.png")
+    assert f"1 pictures in {tmp_path} have no XML file and are left out." in read_dataset(tmp_path, problems=[]).notes
 
 
 def test_all_that_is_wrong_in_yolo(tmp_path: Path) -> None:

@@ -166,6 +166,14 @@ def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
     assert f"1 pictures in {folder} have no XML file and are left out." in read_dataset(folder).notes
 
 
+def test_classes_that_differ_in_case_alone_are_announced(tmp_path: Path) -> None:
+    for stem, name in (("1", "Pit"), ("2", "pit"), ("3", "crack")):
+        picture(tmp_path / f"{stem}.png")
+        xml(tmp_path / f"{stem}.xml", (name, 1, 1, 5, 5))
+    (note,) = (note for note in read_dataset(tmp_path).notes if "case alone" in note)
+    assert note.endswith("each a class of its own: Pit, pit.")
+
+
 def test_voc_with_lists_of_splits(tmp_path: Path) -> None:
     for stem in ("a", "b", "c"):
         picture(tmp_path / f"JPEGImages/{stem}.jpg")

@@ -277,6 +277,7 @@ def test_best_epoch_is_chosen_on_a_part_of_the_training_split(
     monkeypatch.setattr(session_module, "evaluate", fake)
     result = train(dataset, tiny(epochs=3, select_on=0.34, evaluate_every=1), out=tmp_path / "run")
     assert result.best_epoch == 2 and result.evaluated_on == "selection"
+    assert result.metrics["ap"] == 0.5, "the figures are those of the weights that are reported"
     assert read_info(tmp_path / "run" / "best.safetensors").history["epochs"] == 2
     assert read_info(tmp_path / "run" / "last.safetensors").history["epochs"] == 3
     assert seen[0] and seen[0] < {record.image for record in dataset.splits["train"]}
@@ -295,6 +296,7 @@ def test_a_run_without_patience_left_ends_early_and_is_complete(
     config = tiny(epochs=9, select_on=0.34, evaluate_every=1, patience=2)
     result = train(dataset, config, out=tmp_path / "run")
     assert (result.epochs, result.best_epoch, result.interrupted) == (4, 2, False)
+    assert result.metrics["ap"] == 0.5
     assert (tmp_path / "run" / "report.html").is_file()
     capsys.readouterr()
     assert train(dataset, config, out=tmp_path / "run", resume=True).epochs == 4

@@ -5,10 +5,11 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from setdet.detections import Detections
-from setdet.errors import ConfigError, ImageError, MissingExtraError, UsageError
+from setdet.errors import ConfigError, DataError, ImageError, MissingExtraError, UnknownFormatError, UsageError
 from setdet.folders import next_unused
 from setdet.models.variants import model_config
 from setdet.predict import Predictor
@@ -285,7 +286,13 @@ def train(
 
     configured_model(config, num_classes=1)
     check_folder(folder, resume=resume)  # before the data is read, which takes its time
-    dataset = read_dataset(Path(data))
+    try:
+        dataset = read_dataset(Path(data))
+    except UnknownFormatError:
+        raise
+    except DataError as error:
+        hint = f"All that is wrong: setdet data check {quote(os.fspath(data))}"
+        raise DataError(f"{error}\n{hint}") from None
     _announce(dataset)
     return run_training(dataset, config, out=folder, resume=resume)
 

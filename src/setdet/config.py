@@ -71,7 +71,9 @@ class Config(BaseModel):
                     raise ConfigError(f"--set {assignment}: there is no section '{where}'.{suggest(name, node)}")
                 node = node[name]
             if leaf not in node:
-                raise ConfigError(f"--set {assignment}: there is no field '{path.strip()}'.{suggest(leaf, node)}")
+                inside = [f"{name}.{leaf}" for name, part in node.items() if isinstance(part, dict) and leaf in part]
+                hint = f" Did you mean '{inside[0]}'?" if inside else suggest(leaf, node)
+                raise ConfigError(f"--set {assignment}: there is no field '{path.strip()}'.{hint}")
             try:
                 node[leaf] = yaml.safe_load(text)
             except yaml.YAMLError:

@@ -301,7 +301,8 @@ def _read_bytes(path: Path | str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+        what = "Give the pictures in it." if isinstance(error, IsADirectoryError) else "Check the path."
+        raise ImageError(f"{path}: cannot be read ({error.strerror}). {what}") from None
 
 
 def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """For each class the lowest score to keep, chosen on pictures that nothing is reported on."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ class ChosenThresholds:
 
     Attributes:
         thresholds: class name → score, of every class.
-        f1: class name → F1 there, on the pictures it was chosen on; None for a class without a box among them. Such
-            a class, and one that is never found, has the score of the best mean F1.
+        f1: class name → F1 there, on the pictures it was chosen on; None for a class with too few boxes among them.
+            Such a class, and one that is never found, has the score of the best mean F1.
         chosen_on: which pictures those are, in words.
         pictures: how many.
     """
@@ -44,6 +45,7 @@ def choose_thresholds(
     records: Sequence[Record],
     *,
     chosen_on: str,
+    least_boxes: int = 10,
     batch_size: int = 16,
     progress: bool = False,
 ) -> ChosenThresholds:
@@ -53,6 +55,7 @@ def choose_thresholds(
         predictor: whose classes are those of the records' labels.
         records: pictures that no figure is reported on.
         chosen_on: what to call them.
+        least_boxes: that a class must have for a score of its own.
         batch_size: pictures that go through the network at once.
         progress: show a bar, on stderr.
 
@@ -74,8 +77,9 @@ def choose_thresholds(
             "Take a larger share."
         )
     thresholds, f1 = {}, {}
-    for curve in curves:
-        best = operating_point([curve])
+    boxes = Counter(int(label) for record in records for label in record.labels[~record.crowd])
+    for label, curve in enumerate(curves):
+        best = operating_point([curve]) if boxes[label] >= least_boxes else None
         chosen = overall if best is None or best.f1 == 0 else best  # where nothing is found, 0 would be as good
         thresholds[curve.name] = chosen.confidence
         f1[curve.name] = None if best is None else best.f1

@@ -1,6 +1,7 @@
 """`setdet average`: one detector from several runs."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -26,4 +27,4 @@ def average(
     for note in run_average([resolve(source) for source in weights], out=out, half=half):
         say(note)
     show(f"weights  {out}")
-    show(f"next     setdet val {out} DATA")
+    show(f"next     setdet val {quote(str(out))} DATA")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal, cast
 
 import typer
@@ -31,7 +32,7 @@ def surfaces(
         raise UsageError(f"--format {format_}: there is no such format.{suggest(format_, _FORMATS)}")
     make(directory, count=count, seed=seed, format=cast("Literal['voc', 'coco', 'yolo']", format_))
     show(f"{count} pictures in {directory} ({format_}).")
-    show(f"next     setdet train {directory} --model rtdetr-n --image-size 224")
+    show(f"next     setdet train {quote(str(directory))} --model rtdetr-n --image-size 224")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -114,9 +115,9 @@ def train(
     show(f"weights  {result.out / 'best.safetensors'}")
     show(f"report   {result.out / 'report.html'}")
     if result.evaluated_on == "selection":  # the figures above chose the epoch
-        show(f"next     setdet val {result.out} {data}")
+        show(f"next     setdet val {quote(str(result.out))} {quote(data)}")
     else:
-        show(f"next     setdet predict {result.out} PICTURES")
+        show(f"next     setdet predict {quote(str(result.out))} PICTURES")
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

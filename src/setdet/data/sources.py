@@ -54,6 +54,9 @@ def read_dataset(path: Path | str, *, problems: list[DataError] | None = None) -
     unseen = [name for label, name in enumerate(dataset.class_names) if label not in seen]
     if unseen:
         notes.append(f"Classes without a box: {', '.join(unseen)}.")
+    alike = Counter(name.casefold() for name in dataset.class_names)
+    if twins := [name for name in dataset.class_names if alike[name.casefold()] > 1]:
+        notes.append(f"Classes whose names differ in case alone, each a class of its own: {', '.join(twins)}.")
     notes += _repeated(dataset)
     splits = {split: records for split, records in dataset.splits.items() if records}
     return dataclasses.replace(dataset, splits=splits, notes=tuple(notes))

@@ -88,8 +88,7 @@ def read(path: Path, *, problems: list[DataError] | None = None) -> Dataset:
         for file in (file for file in part.annotations if file in trees):
             with builder.guarded():
                 records.append(_record(file, trees[file], pictures, class_names, builder))
-        if len(records) == len(part.annotations):  # else the pictures of broken files would count as unused
-            pictures.remark_unused(records, builder)
+        pictures.remark_unused(records, part.annotations, builder)
         splits[part.split] = tuple(sorted((*splits.get(part.split, ()), *records), key=lambda record: record.image))
     return Dataset(root=path, format="voc", class_names=class_names, splits=splits, notes=builder.notes())
 
@@ -191,10 +190,10 @@ class _PictureIndex:
             "Put it there, or remove the XML file."
         )
 
-    def remark_unused(self, records: Iterable[Record], builder: RecordBuilder) -> None:
-        """Tells of pictures that no XML file speaks of."""
-        total = sum(len(paths) for paths in self._by_stem.values())
-        unused = total - len({record.image for record in records})
+    def remark_unused(self, records: Iterable[Record], annotations: Iterable[Path], builder: RecordBuilder) -> None:
+        """Tells of pictures that no XML file speaks of, broken ones included."""
+        used, named = {record.image for record in records}, {file.stem for file in annotations}
+        unused = sum(path not in used and stem not in named for stem, paths in self._by_stem.items() for path in paths)
         if unused and self._folder.name != "JPEGImages":  # the classic lists choose among the pictures on purpose
             builder.remarks[f"{{count}} pictures in {self._folder} have no XML file and are left out."] += unused
 

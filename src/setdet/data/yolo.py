@@ -335,7 +335,8 @@ def _box(fields: list[str], size: tuple[int, int], layout: _Layout, where: str, 
     except ValueError:
         label, values = -1, np.empty(0)
     if not (len(values) == 4 or (polygon and len(values))):
-        raise DataError(f"{where}: expected 'class cx cy width height', found '{' '.join(fields)[:80]}'. Correct it.")
+        remedy = "Leave out the score behind the box" if len(fields) == 6 else "Correct it"
+        raise DataError(f"{where}: expected 'class cx cy width height', found '{' '.join(fields)[:80]}'. {remedy}.")
     if not 0 <= label < len(layout.class_names):
         last = len(layout.class_names) - 1
         raise DataError(

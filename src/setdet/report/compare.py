@@ -84,7 +84,7 @@ def read_run(folder: Path, *, name: str | None = None) -> Run:
         raise DataError(f"{path}: holds no settings. Expected the folder of a training run.")
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
-        raise DataError(f"{folder}: no epoch is complete yet. Wait for the first one.")
+        raise DataError(f"{folder}: no epoch is complete yet. Wait for the first one, or go on with --resume.")
     names = ("val", "selection")
     measured_on = next((name for name in names if any(name in line for line in epochs)), None)
     return Run(name=name or folder.resolve().name, settings=_flat(config), epochs=epochs, measured_on=measured_on)

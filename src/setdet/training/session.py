@@ -36,7 +36,8 @@ class TrainResult:
         epochs: whole epochs done.
         steps: optimiser steps taken.
         seconds: time spent, over all parts of a resumed run.
-        metrics: of the last evaluation, as `Evaluation.to_dict()`; empty if there was none.
+        metrics: of the last evaluation, or that of `best_epoch` where one is chosen, as `Evaluation.to_dict()`; empty
+            if there was none.
         evaluated_on: "val" or "selection" (a part of the training split).
         best_epoch: the epoch (from 1) that was chosen on the selection part; None where nothing is chosen.
         interrupted: whether somebody stopped it; `train(…, resume=True)` goes on.
@@ -209,7 +210,6 @@ class Session:
         metrics: dict[str, Any] = {}
         if self.pictures.evaluation and (due or epoch == self.config.epochs):
             metrics = self._evaluate()
-            progress.metrics = metrics
         self.log.write(
             {
                 "kind": "epoch",
@@ -307,6 +307,8 @@ class Session:
             is_best = bool(metrics) and (progress.best_ap is None or ap > progress.best_ap)
             if is_best:
                 progress.best_ap, progress.best_epoch = ap, epoch
+        if metrics and (is_best or self.config.select_on is None):
+            progress.metrics = metrics
         if not self.fabric.is_global_zero:
             return
         info = CheckpointInfo(

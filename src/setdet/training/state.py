@@ -31,7 +31,7 @@ class Progress:
         seconds: time spent so far, over all parts of the run.
         best_ap: highest AP on the selection part; None before the first evaluation or where nothing is selected.
         best_epoch: epoch (from 1) of `best_ap`.
-        metrics: of the last evaluation; empty before the first.
+        metrics: of the last evaluation, or that of `best_epoch` where one is chosen; empty before the first.
         loss_sums: of each term over the batches of the running epoch.
         loss_batches: how many batches `loss_sums` holds.
         matched: what `setdet.analyze.matching` saw after the last whole epoch; empty before.

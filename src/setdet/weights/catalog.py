@@ -1,6 +1,7 @@
 """Weights by name. No torch."""
 
 from pathlib import Path
+from shlex import quote
 
 from pydantic import Field
 
@@ -149,6 +150,11 @@ def _in_folder(folder: Path) -> Path:
         return folder
     if (folder / "model.safetensors").is_file():
         return folder / "model.safetensors"
+    if (folder / "config.yaml").is_file():
+        raise WeightsError(
+            f"{folder}: is a run that has no weights yet: no epoch of it is complete. Go on with it: setdet train DATA "
+            f"--out {quote(str(folder))} --resume"
+        )
     raise WeightsError(
         f"{folder}: is a folder without best.safetensors or last.safetensors, so no run folder; without config.json, "
         "so no model of transformers; and without model.xml, so none of OpenVINO."

@@ -87,6 +87,11 @@ def errors(
         show(f"page  {page}")
         if analysis.chosen:
             show(f"scores  {folder / 'thresholds.json'}, for setdet predict --thresholds")
+            if few := [name for name, value in analysis.chosen.f1.items() if value is None]:
+                say(
+                    f"Too few boxes on the {analysis.chosen.pictures} pictures to choose a score for {', '.join(few)}: "
+                    "the common one stands there. Take a larger share."
+                )
 
 
 def _may_have_learnt(history: dict[str, Any], *, share: float, seed: int) -> bool:
