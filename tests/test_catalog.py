@@ -3,6 +3,7 @@
 import errno
 import functools
 import http.server
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -137,7 +138,7 @@ class TestDownload:
         def refuse(*_: object, **__: object) -> None:
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(Path, "write_text", refuse)
+        monkeypatch.setattr(download.tempfile, "NamedTemporaryFile", refuse)
         assert fetch("http://127.0.0.1:9/none", tmp_path / "w.pth").read_bytes() == b"x"
         monkeypatch.setattr(Path, "mkdir", refuse)
         with pytest.raises(WeightsError, match=r"cannot be written \(Read-only file system\)\. Name another folder"):
@@ -235,6 +236,19 @@ class TestHub:
     def test_no_address(self, source: str) -> None:
         with pytest.raises(WeightsError, match="expected hf:owner/name or hf:owner/name@revision"):
             resolve(source)
+
+
+def test_nobody_reads_half_a_hash(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, seen = os.replace, []
+
+    def watched(source: str | Path, target: Path) -> None:
+        if target.suffix == ".sha256":
+            seen.append((target.exists(), len(Path(source).read_text().strip())))
+        replace(source, target)
+
+    monkeypatch.setattr(download.os, "replace", watched)
+    fetch(server.url, tmp_path / "w.pth")
+    assert seen == [(False, 64)] and names(tmp_path) == {"w.pth", "w.pth.sha256"}
 
 
 def test_a_lock_keeps_two_processes_apart(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

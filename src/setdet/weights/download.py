@@ -7,6 +7,7 @@ beside the file, and every later use is compared with it.
 import hashlib
 import os
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def fetch(url: str, path: Path) -> Path:
     expected = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else None
     if expected is None:
         with suppress(OSError):  # whoever cannot write there cannot change the file either
-            recorded.write_text(f"{found}\n", encoding="utf-8")
+            _write_whole(recorded, f"{found}\n")
     elif found != expected:
         raise WeightsError(
             f"{path}: is not the file that it was: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. "
@@ -121,6 +122,14 @@ def _copy(response: IO[bytes], file: IO[bytes], *, start: int, total: int | None
         while chunk := response.read(_CHUNK):
             file.write(chunk)
             progress.advance(task, len(chunk))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Through a file of this process's own: others may read or write the same meanwhile."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
 
 
 def _by_hand(path: Path) -> str:
