@@ -254,7 +254,7 @@ def test_the_command_writes_what_predict_takes(
     ]
     assert main([*command, "--device", "cpu"]) == 0
     said, noted = capsys.readouterr()
-    assert "pictures that they have learnt" in noted
+    assert "pictures that they have learnt" in noted and "Too few boxes on the 4 pictures" in noted
     assert "costs AP50" in said and "lowest score" in said and str(out / "errors.html") in said
     assert str(out / "thresholds.json") in said
     charts = {"cost", "sides", "precision-recall", "f1", "calibration", "sizes", "shapes"}

@@ -3,11 +3,11 @@
 import errno
 import functools
 import http.server
-import os
 import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -135,10 +135,15 @@ class TestDownload:
     def test_a_folder_that_nobody_can_write_to_will_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "w.pth").write_bytes(b"x")
 
+        open_file = Path.open
+
         def refuse(*_: object, **__: object) -> None:
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(download.tempfile, "NamedTemporaryFile", refuse)
+        def refuse_to_write(self: Path, mode: str = "r", *rest: Any, **others: Any) -> object:
+            return refuse() if "w" in mode else open_file(self, mode, *rest, **others)
+
+        monkeypatch.setattr(Path, "open", refuse_to_write)
         assert fetch("http://127.0.0.1:9/none", tmp_path / "w.pth").read_bytes() == b"x"
         monkeypatch.setattr(Path, "mkdir", refuse)
         with pytest.raises(WeightsError, match=r"cannot be written \(Read-only file system\)\. Name another folder"):
@@ -239,16 +244,18 @@ class TestHub:
 
 
 def test_nobody_reads_half_a_hash(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, seen = os.replace, []
+    path, write_text, seen = tmp_path / "w.pth", Path.write_text, []
 
-    def watched(source: str | Path, target: Path) -> None:
-        if target.suffix == ".sha256":
-            seen.append((target.exists(), len(Path(source).read_text().strip())))
-        replace(source, target)
+    def watched(self: Path, text: str, **arguments: str) -> int:
+        count = write_text(self, text, **arguments)
+        if len(text.strip()) == 64:
+            seen.append(self.name)
+            assert not path.with_name("w.pth.sha256").exists(), "it is there before it is whole"
+        return count
 
-    monkeypatch.setattr(download.os, "replace", watched)
-    fetch(server.url, tmp_path / "w.pth")
-    assert seen == [(False, 64)] and names(tmp_path) == {"w.pth", "w.pth.sha256"}
+    monkeypatch.setattr(Path, "write_text", watched)
+    fetch(server.url, path)
+    assert len(seen) == 1 and names(tmp_path) == {"w.pth", "w.pth.sha256"}
 
 
 def test_a_lock_keeps_two_processes_apart(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

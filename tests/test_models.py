@@ -181,6 +181,27 @@ def test_attention_within_groups_is_attention_under_their_mask(denoising: int, m
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
+def test_attention_of_many_tokens_keeps_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8400 tokens (variant C at 640 pixels) would take gigabytes."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 9, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    largest: list[int] = []
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        largest[-1] = max(largest[-1], tensor.numel())
+        return tensor
+
+    results = []
+    for limit in (9, 8):  # as many as are let through; one more
+        monkeypatch.setattr("setdet.models.self_attention.MANY_TOKENS", limit)
+        largest.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            attended = attend(*inputs)
+        results.append((attended, *torch.autograd.grad(attended.square().sum(), inputs)))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    assert largest == [2 * 3 * 9 * 9, 2 * 3 * 9 * 8], "all weights; queries, keys and values alone"
+
+
 def test_denoising_copies_are_near_their_box_and_negatives_are_not_nearer() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = make_denoising_queries(TARGETS, num_classes=6, queries=40, label_noise=0.0, generator=generator)

@@ -102,9 +102,9 @@ class Session:
                 config=config,
                 data=fingerprint(pictures.training, class_names),
             )
-        measured_on = fingerprint(pictures.evaluation, class_names)
-        other_measure = progress.measured_on not in ("", measured_on)
-        progress.measured_on = measured_on
+        evaluation_data = fingerprint(pictures.evaluation, class_names)
+        other_measure = progress.evaluation_data not in ("", evaluation_data)
+        progress.evaluation_data = evaluation_data
         if other_measure and config.select_on is not None:
             raise TrainingError(
                 f"{out / STATE}: the pictures kept aside to choose the best epoch on, or their boxes, have changed. "

@@ -35,7 +35,7 @@ class Progress:
         loss_sums: of each term over the batches of the running epoch.
         loss_batches: how many batches `loss_sums` holds.
         matched: what `setdet.analyze.matching` saw after the last whole epoch; empty before.
-        measured_on: fingerprint of the pictures that it is measured on; empty before the run has begun.
+        evaluation_data: fingerprint of the pictures that it is measured on; empty before the run has begun.
     """
 
     epoch: int = 0
@@ -48,7 +48,7 @@ class Progress:
     loss_sums: dict[str, float] = field(default_factory=dict)
     loss_batches: int = 0
     matched: dict[str, list[Any]] = field(default_factory=dict)
-    measured_on: str = ""
+    evaluation_data: str = ""
 
 
 def fingerprint(records: tuple[Record, ...], class_names: tuple[str, ...]) -> str:

@@ -7,7 +7,6 @@ beside the file, and every later use is compared with it.
 import hashlib
 import os
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from setdet.errors import WeightsError
+from setdet.errors import OutputError, WeightsError
+from setdet.weights.whole import write_whole
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 3
@@ -45,7 +45,7 @@ def fetch(url: str, path: Path) -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(path.with_name(f".{path.name}.lock")):
+            with _alone(path):
                 if not path.is_file():  # another process may have brought it meanwhile
                     _download(url, path)
         except OSError as error:
@@ -55,8 +55,9 @@ def fetch(url: str, path: Path) -> Path:
     found = _hash(path)
     expected = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else None
     if expected is None:
-        with suppress(OSError):  # whoever cannot write there cannot change the file either
-            _write_whole(recorded, f"{found}\n")
+        # Whole, since others may read it meanwhile; and who cannot write there cannot change the file either.
+        with suppress(OSError, OutputError), _alone(path):
+            write_whole(recorded, lambda name: Path(name).write_text(f"{found}\n", encoding="utf-8"))
     elif found != expected:
         raise WeightsError(
             f"{path}: is not the file that it was: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. "
@@ -124,14 +125,6 @@ def _copy(response: IO[bytes], file: IO[bytes], *, start: int, total: int | None
             progress.advance(task, len(chunk))
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Through a file of this process's own: others may read or write the same meanwhile."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def _by_hand(path: Path) -> str:
     return f"Check the network, or download it elsewhere and put it at {path}."
 
@@ -142,13 +135,13 @@ def _hash(path: Path) -> str:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time, where the system can: `torchrun` starts several, and all of them want the weights."""
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time works on `path`, where the system can: `torchrun` starts several, all wanting it."""
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    with lock.open("w") as file:
+    with path.with_name(f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -69,6 +69,11 @@ def errors(
                 "its seed and no larger share here."
             )
         chosen = _choose(predictor, dataset, share=thresholds_on, seed=seed, progress=progress)
+        if few := [name for name, value in chosen.f1.items() if value is None]:
+            say(
+                f"Too few boxes on the {chosen.pictures} pictures to choose a score for {', '.join(few)}: the common "
+                "one stands there. Take a larger share."
+            )
     records = dataset.splits[split]
     analysis = analyze_errors(predictor, records, class_names=dataset.class_names, chosen=chosen, progress=progress)
     page = write_errors(
@@ -87,11 +92,6 @@ def errors(
         show(f"page  {page}")
         if analysis.chosen:
             show(f"scores  {folder / 'thresholds.json'}, for setdet predict --thresholds")
-            if few := [name for name, value in analysis.chosen.f1.items() if value is None]:
-                say(
-                    f"Too few boxes on the {analysis.chosen.pictures} pictures to choose a score for {', '.join(few)}: "
-                    "the common one stands there. Take a larger share."
-                )
 
 
 def _may_have_learnt(history: dict[str, Any], *, share: float, seed: int) -> bool:
