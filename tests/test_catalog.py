@@ -197,6 +197,8 @@ class TestResolve:
     def test_a_wrong_name_gets_a_suggestion(self) -> None:
         with pytest.raises(WeightsError, match="no such name in the catalog. Did you mean 'rtdetr-r50/coco'"):
             resolve("rtdetr-r50/cocoa")
+        with pytest.raises(WeightsError, match=r"^surfaces\.onnx: there is no such file \(looked from"):
+            resolve("surfaces.onnx")
         with pytest.raises(WeightsError, match="rtdetr-n/surfaces, rtdetr-n/neu-det, rtdetr-r18/neu-det"):
             resolve("zzz")
 

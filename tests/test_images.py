@@ -29,7 +29,7 @@ def random_image(height: int = 9, width: int = 14, channels: int = 3) -> np.ndar
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm"])
 def test_lossless_files_keep_every_pixel(tmp_path: Path, suffix: str) -> None:
     image = random_image()
     Image.fromarray(image).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
@@ -47,6 +47,17 @@ def test_sixteen_bits_are_scaled_by_their_range_not_by_content(tmp_path: Path) -
     cv2.imwrite(str(tmp_path / "a.png"), dark)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png")[:, :, 0], [[0, 1, 2], [0, 1, 10]])
     assert to_rgb_uint8(np.full((1, 1), 65535, dtype=np.uint16)).max() == 255
+
+
+@pytest.mark.parametrize(("white", "depth"), [(100, "u1"), (255, "u1"), (4095, ">u2"), (65535, ">u2")])
+def test_a_camera_s_raw_grey_is_scaled_by_the_range_that_its_file_declares(
+    tmp_path: Path, white: int, depth: str
+) -> None:
+    pixels = np.array([[0, white // 5, white]], dtype=depth)
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 3 # columns\n1\n%d\n" % white + pixels.tobytes())
+    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 51, 255])
+    assert expand_sources([str(tmp_path)]) == [path]
 
 
 def test_alpha_lies_over_black(tmp_path: Path) -> None:

@@ -273,8 +273,9 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         "ap": 0.2,
         "precision": 0.5,
         "recall": 0.25,
+        "best": (2, 0.2),
         "flat_since": None,
-        "trend": "still rising",
+        "trend": "still rising, best 0.200 in epoch 2",
     }
     assert other.to_dict()["trend"] == "–"  # of one evaluation
     assert differences([first, second, other]) == {"seed": [0, 1, 0], "epochs": [2, 2, 1]}
@@ -333,4 +334,4 @@ def test_a_run_is_flat_since_its_last_gain(tmp_path: Path) -> None:
         line["val"]["ap"] = None
     assert bare.trend == "–"
     page = write_comparison(tmp_path / "page.html", [run, rising]).read_text(encoding="utf-8")
-    assert "flat since epoch 2</td>" in page and "still rising</td>" in page
+    assert "flat since epoch 2, best 0.304 in epoch 4</td>" in page and "still rising, best 0.300" in page

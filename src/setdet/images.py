@@ -2,9 +2,7 @@
 
 import mmap
 import os
-import re
-import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,18 +14,12 @@ from pydantic import Field, field_validator
 
 from setdet.config import Config
 from setdet.errors import DataError, ImageError
+from setdet.headers import JPEG_START, exif_orientation, jpeg_is_whole, jpeg_size, largest_value, stated_size
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
 
-_Bytes = bytes | mmap.mmap
-
-_EXIF_ORIENTATION = 0x0112
-_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# Start-of-frame markers hold the size; C4, C8 and CC in that range mean something else.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# FF00 is a byte of pixels, 01 and D0 to D7 stand alone among them, FF pads. Any other begins a segment or ends all.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_JPEG_END = 0xD9
 # How a JPEG can be decoded smaller than it is.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -176,7 +168,8 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Decodes a picture to uint8 (height, width, 3) RGB.
 
     Greyscale is repeated, 16 bits are scaled by their full range (never by the content, which would make the same
-    grey mean different things in different pictures), alpha lies over black, EXIF orientation is applied.
+    grey mean different things in different pictures), values of a PGM or PPM file by the largest that it declares.
+    Alpha lies over black, EXIF orientation is applied.
 
     Raises:
         ImageError: the file is missing, cut short, or no picture.
@@ -198,11 +191,11 @@ def read_reduced(path: Path | str, height: int, width: int) -> tuple[NDArray[np.
         ImageError: as `read_image`.
     """
     data = _read_whole(path)
-    size = _jpeg_size(data) if data.startswith(_JPEG_START) else None
+    size = jpeg_size(data) if data.startswith(JPEG_START) else None
     if size is None:
         image = _decode(data, path, cv2.IMREAD_UNCHANGED)
         return image, (image.shape[0], image.shape[1])
-    if _orientation(data) >= 5:
+    if exif_orientation(data) >= 5:
         size = size[::-1]
     sides = ((size[0], height), (size[1], width))
     fitting = (one for one in _REDUCED if all(side >= one * least and side % one == 0 for side, least in sides))
@@ -215,7 +208,7 @@ def _read_whole(path: Path | str) -> bytes:
     data = _read_bytes(path)
     if not data:
         raise ImageError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
-    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+    if data.startswith(JPEG_START) and not jpeg_is_whole(data):
         # OpenCV would fill the missing part with grey and say nothing.
         raise ImageError(f"{path}: the JPEG file is cut short. Copy it again from its source, or remove it.")
     return data
@@ -233,7 +226,10 @@ def _decode(data: bytes, path: Path | str, flags: int) -> NDArray[np.uint8]:
         )
     if decoded.ndim == 3 and decoded.shape[2] >= 3:
         decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if decoded.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    return _orient(to_rgb_uint8(decoded, source=str(path)), _orientation(data))
+    white = largest_value(data)
+    if white is not None and white not in (255, 65535):
+        decoded = ((decoded.astype(np.uint32) * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)
+    return _orient(to_rgb_uint8(decoded, source=str(path)), exif_orientation(data))
 
 
 def to_rgb_uint8(array: NDArray[Any], *, source: str = "array") -> NDArray[np.uint8]:
@@ -277,24 +273,13 @@ def image_size(path: Path | str) -> tuple[int, int]:
     try:
         # Mapped: of megabytes, only the pages that are looked at are read.
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            size = _stated_size(data)
+            size = stated_size(data)
     except (OSError, ValueError):  # missing, or empty: reading it says so
         size = None
     if size is None:
         height, width = read_image(path).shape[:2]
         return height, width
     return size
-
-
-def _stated_size(data: _Bytes) -> tuple[int, int] | None:
-    """(height, width) after orientation as a PNG or JPEG file states it; None where it takes decoding."""
-    size = _jpeg_size(data) if data[:3] == _JPEG_START else None
-    if data[:8] == _PNG_START and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        size = (height, width)
-    if size is None or 0 in size:
-        return None
-    return size[::-1] if _orientation(data) >= 5 else size
 
 
 def _read_bytes(path: Path | str) -> bytes:
@@ -314,81 +299,3 @@ def _orient(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
-
-
-def _orientation(data: _Bytes) -> int:
-    """The EXIF orientation of a JPEG, PNG or WebP file; 1 (upright) where it says none."""
-    for block in _exif_blocks(data):
-        order = {b"II": "<", b"MM": ">"}.get(block[:2])
-        try:
-            if order is None:
-                continue
-            (offset,) = struct.unpack_from(order + "I", block, 4)
-            (entries,) = struct.unpack_from(order + "H", block, offset)
-            for entry in range(offset + 2, offset + 2 + 12 * entries, 12):
-                tag, _, _, value = struct.unpack_from(order + "HHIH", block, entry)
-                if tag == _EXIF_ORIENTATION and 1 <= value <= 8:
-                    return int(value)
-        except struct.error:  # broken metadata says nothing about the pixels
-            continue
-    return 1
-
-
-def _exif_blocks(data: _Bytes) -> Iterator[bytes]:
-    if data[:3] == _JPEG_START:
-        for marker, body in _jpeg_segments(data):
-            if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-                yield body[6:]
-    elif data[:8] == _PNG_START:
-        position = len(_PNG_START)
-        while position + 8 <= len(data):
-            length, kind = struct.unpack_from(">I4s", data, position)
-            if kind == b"eXIf":
-                yield data[position + 8 : position + 8 + length]
-            position += 12 + length
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        position = 12
-        while position + 8 <= len(data):
-            kind, length = struct.unpack_from("<4sI", data, position)
-            if kind == b"EXIF":
-                yield data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
-            position += 8 + length + length % 2
-
-
-def _jpeg_segments(data: _Bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) of the segments before the pixels."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding
-            position += 1
-            continue
-        if marker == 0xDA:
-            return
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        yield marker, data[position + 4 : position + 2 + length]
-        position += 2 + length
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the picture's end marker is there; what comes behind it (a phone's film, a second picture) may be cut.
-
-    Segments are skipped by their length, because a thumbnail in them has an end marker of its own. The pixels of a
-    scan have no length: the next marker ends them, another scan's or the end.
-    """
-    position = 2
-    while found := _JPEG_MARKER.search(data, position):
-        position = found.end()
-        if data[position - 1] == _JPEG_END:
-            return True
-        if position + 2 <= len(data):
-            position += int.from_bytes(data[position : position + 2], "big")
-    return False
-
-
-def _jpeg_size(data: _Bytes) -> tuple[int, int] | None:
-    for marker, body in _jpeg_segments(data):
-        if marker in _JPEG_FRAMES and len(body) >= 5:
-            height, width = struct.unpack_from(">HH", body, 1)
-            return height, width
-    return None

@@ -152,7 +152,7 @@ def output_names(paths: Sequence[Path]) -> dict[Path, Path]:
     names = {}
     for path, place in relative.items():
         stem = place.with_suffix("") if stems[place.with_suffix("")] == 1 else place
-        suffix = ".jpg" if place.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        suffix = ".jpg" if place.suffix.lower() in (".jpg", ".jpeg", ".jfif") else ".png"
         names[path] = stem.with_name(stem.name + suffix)
     return names
 

@@ -49,24 +49,35 @@ class Run:
             "minutes": last.get("minutes"),
             "measured_on": self.measured_on,
             **{key: values.get(key) for key in FIGURES},
+            "best": self.best,
             "flat_since": self.flat_since,
             "trend": self.trend,
         }
 
     @property
+    def best(self) -> tuple[int, float] | None:
+        """The epoch of the highest mAP50-95, and this: of a run that chooses its epoch, best.safetensors."""
+        return max(self._curve, key=lambda point: point[1], default=None)
+
+    @property
     def flat_since(self) -> int | None:
         """The epoch after which mAP50-95 rose by 0.005 or less; None while it still rises."""
-        values = ((line["epoch"], line[str(self.measured_on)].get("ap")) for line in self.measured)
-        curve = [(epoch, value) for epoch, value in values if value is not None]
-        best = max((value for _, value in curve), default=0.0)
-        return next((epoch for epoch, value in curve[:-1] if value >= best - _NO_GAIN), None)
+        best = self.best[1] if self.best else 0.0
+        return next((epoch for epoch, value in self._curve[:-1] if value >= best - _NO_GAIN), None)
 
     @property
     def trend(self) -> str:
-        """`flat_since` for people; one evaluation is no trend."""
-        if sum(line[str(self.measured_on)].get("ap") is not None for line in self.measured) < 2:
+        """`flat_since` and `best` for people; one evaluation is no trend."""
+        if self.best is None or len(self._curve) < 2:
             return "–"
-        return "still rising" if self.flat_since is None else f"flat since epoch {self.flat_since}"
+        best = f"best {self.best[1]:.3f} in epoch {self.best[0]}"
+        return f"still rising, {best}" if self.flat_since is None else f"flat since epoch {self.flat_since}, {best}"
+
+    @property
+    def _curve(self) -> list[tuple[int, float]]:
+        """(epoch, mAP50-95)."""
+        values = ((line["epoch"], line[str(self.measured_on)].get("ap")) for line in self.measured)
+        return [(epoch, value) for epoch, value in values if value is not None]
 
 
 def read_run(folder: Path, *, name: str | None = None) -> Run:

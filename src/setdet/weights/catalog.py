@@ -11,6 +11,7 @@ from setdet.models.variants import MODELS
 from setdet.weights import hub
 from setdet.weights.download import cache_folder, fetch
 
+_FILES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".xml", ".engine")
 _PACKAGED = Path(__file__).parent / "packaged"
 _RELEASES = "https://github.com/lyuwenyu/storage/releases/download"
 _AUTHORS = "https://github.com/lyuwenyu/RT-DETR"
@@ -137,6 +138,8 @@ def resolve(source: str | Path) -> Path:
         raise WeightsError(
             f"'{name}' is a model, not weights. Say which weights: {trained}; or the folder of a training run."
         )
+    if path.suffix in _FILES:
+        raise WeightsError(f"{name}: there is no such file (looked from {Path.cwd()}).")
     raise WeightsError(
         f"'{name}': there is no such file or folder, and no such name in the catalog.{suggest(name, CATALOG)}"
     )
