@@ -8,9 +8,9 @@ A run that is done is left alone, one that was stopped is resumed, and at the en
 written to neu-det.json, beside those that are there already, and the page's table and picture of them anew. Several of
 these may share the folder, each with another `--only`.
 
-Runs of the stage `convergence` train on four fifths of the training split and are measured on the rest of it, so that
-settings can be chosen by them. Runs of the stage `record` train on the whole training split, and are measured on the
-validation split.
+Runs of the stages `convergence` and `budget` train on four fifths of the training split and are measured on the rest of
+it, so that settings can be chosen by them. Runs of the stage `record` train on the whole training split, and are
+measured on the validation split.
 """
 
 import json
@@ -105,6 +105,21 @@ def records(out: Path) -> Iterator[Run]:
     yield Run("before-record-r18", "record", began, (*before, *mixed, "learning_rate=3e-4", "evaluate_every=6"))
 
 
+def budgets(out: Path) -> Iterator[Run]:
+    """What pretraining is worth: 48 epochs from scratch; or as many pictures, three quarters of them generated."""
+    small = {"model": "rtdetr-n", "image_size": 160}
+    # 13,824 pictures to train on, three times: 36 epochs of the 1,152 of NEU-DET.
+    yield Run(
+        "budget-pretraining", "budget", {**small, "epochs": 3}, (*HERE, "evaluate_every=3"),
+        pictures=lambda: surfaces(out, 17_280, 80),
+    )  # fmt: skip
+    for seed in SEEDS:
+        inner = {**small, "seed": seed, "select_on": 0.2}
+        yield Run(f"budget-scratch-{seed}", "budget", {**inner, "epochs": 48}, (*HERE, "evaluate_every=6"))
+        began = {**inner, "epochs": 12, "init": str(out / "budget-pretraining")}
+        yield Run(f"budget-surfaces-{seed}", "budget", began, (*HERE, "evaluate_every=3"))
+
+
 def surfaces(out: Path, count: int, seed: int) -> Path:
     """Generated pictures, made once."""
     from setdet.data.surfaces import make
@@ -196,7 +211,7 @@ def table(compared: dict[str, dict[int, Curve]]) -> str:
 
 def main() -> None:
     args = arguments(__doc__)
-    done = go_through([*trials(), *runs(), *records(args.out)], args)
+    done = go_through([*trials(), *runs(), *budgets(args.out), *records(args.out)], args)
     if done and not args.list:
         write_results(args.out, done)
 
