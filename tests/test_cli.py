@@ -5,8 +5,10 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -19,7 +21,7 @@ from setdet.cli.predict import output_names
 from setdet.cli.train import parse_image_size
 from setdet.detections import Detections
 from setdet.errors import OutputError, SetdetError, UsageError
-from setdet.folders import next_unused, unused
+from setdet.folders import make_next, next_unused, unused
 from setdet.models.facts import FACTS
 from setdet.models.variants import MODELS
 from setdet.weights.catalog import CATALOG, Entry, resolve
@@ -265,23 +267,26 @@ def test_predict_goes_on_after_a_picture_that_changes_under_it(
     assert main(["predict", str(weights), str(pictures), "--out", "found", "--save", "json"]) == 1
     output = capsys.readouterr()
     assert "3.png" in output.err and "1 of 8 pictures could not be read" in output.err
-    assert len(json.loads(Path("found/detections.json").read_text())) == 7
+    assert len(json.loads(Path("found/detections.json").read_text())) == 8, "it was looked at before"
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SetdetError("no"), 1)])
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SetdetError("no"), 1), (signal.SIGTERM, 143)])
 def test_predict_that_is_stopped_leaves_what_it_found(
     tmp_path: Path,
     weights: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
+    error: BaseException | signal.Signals,
     code: int,
 ) -> None:
     pictures = write_voc(tmp_path / "data") / "train" / "images"
     draw = predict._draw
+    before = signal.getsignal(signal.SIGTERM)
 
     def stop_at_third(detections: Detections, target: Path) -> None:
-        if target.name == "2.png":
+        if target.name == "2.png" and isinstance(error, signal.Signals):
+            os.kill(os.getpid(), error)
+        elif target.name == "2.png":
             raise error
         draw(detections, target)
 
@@ -289,11 +294,30 @@ def test_predict_that_is_stopped_leaves_what_it_found(
     formats = [word for name in ("json", "coco", "yolo", "csv") for word in ("--save", name)]
     assert main(["predict", str(weights), str(pictures), "--out", "found", *formats]) == code
     found = Path("found")
-    assert len(json.loads((found / "detections.json").read_text())) == 2
-    assert len(json.loads((found / "coco.json").read_text())["images"]) == 2
-    assert {path.name for path in (found / "labels").iterdir()} == {"0.txt", "1.txt"}
-    assert len((found / "detections.csv").read_text().splitlines()) >= 3
-    assert "2 of 8 pictures" in capsys.readouterr().out
+    assert len(json.loads((found / "detections.json").read_text())) == 3
+    assert len(json.loads((found / "coco.json").read_text())["images"]) == 3
+    assert {path.name for path in (found / "labels").iterdir()} == {"0.txt", "1.txt", "2.txt"}
+    assert len((found / "detections.csv").read_text().splitlines()) >= 4
+    assert "3 of 8 pictures" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_predict_writes_what_it_can(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = write_voc(tmp_path / "data") / "val" / "images"
+    monkeypatch.setattr(
+        predict, "_draw", lambda *_: Path("found/coco.json/in the way").mkdir(parents=True, exist_ok=True)
+    )
+    assert main(["predict", str(weights), str(pictures), "--out", "found", "--save", "coco", "--save", "csv"]) == 1
+    assert "coco.json: cannot be written" in capsys.readouterr().err
+    assert Path("found/detections.csv").is_file()
+
+
+def test_predict_without_drawings(tmp_path: Path, weights: Path) -> None:
+    pictures = write_voc(tmp_path / "data") / "val" / "images"
+    assert main(["predict", str(weights), str(pictures), "--out", "found", "--no-draw", "--save", "csv"]) == 0
+    assert [path.name for path in Path("found").iterdir()] == ["detections.csv"]
 
 
 def test_predict_prints_json_lines(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,6 +346,12 @@ def test_predict_takes_a_new_folder_each_time(tmp_path: Path, weights: Path) -> 
     for _ in range(2):
         assert main(["predict", str(weights), str(picture)]) == 0
     assert (tmp_path / "predictions" / "0.png").is_file() and (tmp_path / "predictions-2" / "0.png").is_file()
+
+
+def test_two_runs_at_once_never_share_a_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as runs:
+        made = list(runs.map(lambda _: make_next(tmp_path / "predictions"), range(64)))
+    assert len(set(made)) == 64 and all(folder.is_dir() for folder in made)
 
 
 def test_val_prints_the_same_as_table_and_json(

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from setdet.export import onnx as onnx_export
 from setdet.export.config import ExportConfig
 from setdet.export.gate import Evidence
 from setdet.export.run import Exported, export
-from setdet.images import Preprocessing
+from setdet.images import Preprocessing, preprocess
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.variants import DecoderConfig, EncoderConfig, ModelConfig, ResNetConfig
 from setdet.runtime.exported import open_exported
@@ -201,6 +202,18 @@ def test_throughput_keeps_the_pictures_in_order(model: RTDETR, tmp_path: Path) -
     assert_finds_the_same(runtime(pictures(7)), TorchRuntime(model=model)(pictures(7)), boxes=1e-4, scores=1e-5)
 
 
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_two_cameras_share_an_engine(hint: str, model: RTDETR, tmp_path: Path) -> None:
+    runtime = open_exported(file_of(write(model, tmp_path / "model", verify=False)), hint=hint)  # type: ignore[arg-type]
+    shown = pictures(8)
+    expected = [runtime(shown[index : index + 1]) for index in range(8)]
+    with ThreadPoolExecutor(8) as cameras:
+        found = list(cameras.map(lambda number: runtime(shown[number % 8][None]), range(200)))
+    for number, one in enumerate(found):
+        for part, right in zip(one, expected[number % 8], strict=True):
+            np.testing.assert_allclose(part, right, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_fewer_layers_and_queries_are_cut_out(tmp_path: Path) -> None:
     decoder = TINY.decoder.model_copy(update={"layers": 3, "eval_layers": 3})
@@ -270,19 +283,20 @@ def test_pictures_in_detections_out(tmp_path: Path, resize: str, output: str) ->
     detector = setdet.load(tmp_path / "w.safetensors", device="cpu")
     for height, width in ((200, 120), (40, 50), (64, 300)):
         image = cv2.resize(generate(0, seed=1, size=400).image, (width, height))
-        (expected,) = detector.predict([image], threshold=0.0)
+        pixels, placement = preprocess(image, preprocessing)
+        expected_boxes, expected, _ = detector.predictor.runtime(pixels[None])
         sides = np.array([width, height, width, height])
         boxes, scores, labels = runtime(image[None])
         assert boxes.shape == (1, 200, 4) and labels.dtype == np.int64
-        np.testing.assert_allclose(scores[0], expected.scores, atol=0.02)
-        first = np.abs(boxes[0] * sides - expected.boxes_xyxy_px[0]).max(axis=1)
+        np.testing.assert_allclose(scores, expected, atol=0.02)
+        first = np.abs(boxes[0] * sides - placement.to_original(expected_boxes[0, :1])).max(axis=1)
         assert first.min() < 0.02 * max(height, width)
         if output == "detections":
             boxes_xyxy_px = runtime.engine(image[None])[0]
             assert (boxes_xyxy_px >= 0).all() and (boxes_xyxy_px <= sides).all()
             np.testing.assert_allclose(boxes_xyxy_px / sides, boxes, atol=1e-6)
-    (found,) = setdet.load(done.path).predict([image], threshold=0.0)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)  # resized by setdet, and not once more
+    found, own = (one.predict([image], threshold=0.0)[0] for one in (setdet.load(done.path), detector))
+    np.testing.assert_allclose(found.scores, own.scores, atol=1e-4)  # resized by setdet, and not once more
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -46,16 +46,20 @@ def test_sixteen_bits_are_scaled_by_their_range_not_by_content(tmp_path: Path) -
     dark = np.array([[0, 257, 514], [128, 129, 2570]], dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), dark)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png")[:, :, 0], [[0, 1, 2], [0, 1, 10]])
-    assert to_rgb_uint8(np.full((1, 1), 65535, dtype=np.uint16)).max() == 255
+    for order in "<>":
+        assert to_rgb_uint8(np.full((1, 1), 2570, dtype=f"{order}u2")).max() == 10
 
 
+@pytest.mark.parametrize("kind", ["binary", "text"])
 @pytest.mark.parametrize(("white", "depth"), [(100, "u1"), (255, "u1"), (4095, ">u2"), (65535, ">u2")])
 def test_a_camera_s_raw_grey_is_scaled_by_the_range_that_its_file_declares(
-    tmp_path: Path, white: int, depth: str
+    tmp_path: Path, white: int, depth: str, kind: str
 ) -> None:
-    pixels = np.array([[0, white // 5, white]], dtype=depth)
+    values = [0, white // 5, white]
+    text = "".join(f"{value}\n" for value in values).encode()
+    pixels = np.array(values, dtype=depth).tobytes() if kind == "binary" else text
     path = tmp_path / "a.pgm"
-    path.write_bytes(b"P5 3 # columns\n1\n%d\n" % white + pixels.tobytes())
+    path.write_bytes(f"P{5 if kind == 'binary' else 2} 3 # columns\n1\n{white}\n".encode() + pixels)
     np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 51, 255])
     assert expand_sources([str(tmp_path)]) == [path]
 

@@ -1,7 +1,9 @@
 """The predictor with a made-up engine: sources, order, memory, threads, errors."""
 
+import contextlib
 import io
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 from setdet.errors import ImageError, SetdetError, UsageError
 from setdet.images import Preprocessing
 from setdet.predict import Predictor, expand_sources
+from setdet.runtime.base import best_candidates
 
 
 class BrightSquare:
@@ -25,7 +28,7 @@ class BrightSquare:
     def __call__(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         self.batches.append(len(images))
         height, width = images.shape[1:3]
-        boxes = np.zeros((len(images), 2, 4), np.float32)
+        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(images), 2, 1))
         scores = np.zeros((len(images), 2), np.float32)
         for index, image in enumerate(images):
             rows, columns = np.nonzero(image.max(axis=2) > 128)
@@ -65,7 +68,7 @@ def test_boxes_come_back_in_the_pictures_pixels(resize: str) -> None:
     (found,) = predictor(resize=resize).predict([picture()])
     np.testing.assert_allclose(found.boxes_xyxy_px, [[32, 8, 64, 24]], atol=2.1 if resize == "letterbox" else 1.1)
     assert found.labels.tolist() == [1] and found.class_names == ("dark", "bright")
-    assert found.image_size == (32, 128) and found.source == ""
+    assert found.image_size == (32, 128) and found.source == "picture 1"
 
 
 def test_a_path_an_array_and_a_pil_picture_are_the_same(tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_a_path_an_array_and_a_pil_picture_are_the_same(tmp_path: Path) -> None:
     assert len(results) == len(sources)
     for found in results:
         assert found.boxes_xyxy_px.tolist() == results[0].boxes_xyxy_px.tolist() and found.scores[0] == 1
-    assert [found.source for found in results[:3]] == [str(path), str(path), ""]
+    assert [found.source for found in results[:3]] == [str(path), str(path), "picture 3"]
 
 
 def test_reduced_decoding_keeps_the_pictures_pixels(tmp_path: Path) -> None:
@@ -177,11 +180,51 @@ def test_on_error_names_each_and_goes_on(tmp_path: Path) -> None:
         assert source in str(error)
         told.append((source, len(results)))
 
-    sources = [*numbered(2), first, *numbered(1), cut, np.zeros((4, 4), np.float32), *numbered(3)]
-    for found in predictor().stream(sources, batch_size=4, on_error=on_error):
+    closed = Image.fromarray(picture())
+    closed.close()
+    sources = [*numbered(2), first, *numbered(1), cut, np.zeros((4, 4), np.float32), None, closed, *numbered(3)]
+    named = []
+    for found in predictor().stream(sources, batch_size=4, on_error=on_error):  # type: ignore[arg-type]
         results += numbers([found.scores[0]])
+        named.append(found.source)
     assert results == [0, 1, 0, 0, 1, 2]
-    assert told == [(str(first), 2), (str(cut), 3), ("picture 6", 3)]
+    assert named == [f"picture {number}" for number in (1, 2, 4, 9, 10, 11)]
+    assert told == [(str(first), 2), (str(cut), 3), ("picture 6", 3), ("picture 7", 3), ("picture 8", 3)]
+
+
+def test_an_error_that_is_kept_keeps_no_picture(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(cv2.imencode(".jpg", picture())[1].tobytes()[:-2])
+    errors: list[ImageError] = []
+    list(predictor().stream([cut, cut], on_error=lambda _, error: errors.append(error)))
+    held = [error.__traceback__ for error in errors if error.__traceback__ is not None]
+    frames = [frame for trace in held for frame, _ in traceback.walk_tb(trace)]
+    assert len(errors) == 2 and not any(isinstance(value, bytes) for one in frames for value in one.f_locals.values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_camera_may_write_to_one_array_again_and_again(batch_size: int) -> None:
+    frame = np.zeros((64, 64, 3), np.uint8)  # of the network's own size: nothing is resized
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        for number in range(8):
+            frame[:] = 200 + number
+            yield frame
+
+    results = predictor().stream(camera(), batch_size=batch_size)
+    assert numbers([found.scores[0] for found in results]) == list(range(8))
+
+
+def test_a_box_in_a_letterbox_s_border_is_none() -> None:
+    class Border(BrightSquare):
+        def __call__(
+            self, images: NDArray[np.uint8]
+        ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+            boxes = np.array([[[0.2, 0.01, 0.8, 0.1], [0.2, 0.4, 0.8, 0.6]]], np.float32)
+            return boxes, np.array([[0.9, 0.8]], np.float32), np.array([[1, 0]])
+
+    (found,) = predictor(Border(), resize="letterbox").predict([picture()])
+    assert found.labels.tolist() == [0]
 
 
 def test_a_truncated_pil_picture_is_an_image_error(tmp_path: Path) -> None:
@@ -247,6 +290,10 @@ def test_the_reader_works_while_the_network_runs() -> None:
     assert len(predictor(Waiting()).predict(sources(), batch_size=1)) == 2
 
 
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("setdet-reader")]
+
+
 @pytest.mark.parametrize("how", ["close", "drop", "engine fails", "on_error fails"])
 def test_no_thread_stays_behind(how: str) -> None:
     class Failing(BrightSquare):
@@ -257,9 +304,6 @@ def test_no_thread_stays_behind(how: str) -> None:
 
     def refuse(source: str, error: ImageError) -> None:
         raise KeyError(source)
-
-    def readers() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name.startswith("setdet-reader")]
 
     assert readers() == []
     if how == "engine fails":
@@ -279,18 +323,69 @@ def test_no_thread_stays_behind(how: str) -> None:
     assert readers() == []
 
 
+def test_a_source_that_waits_for_its_next_picture_doesn_t_hold_up_who_leaves() -> None:
+    asked, given = threading.Event(), threading.Event()
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        yield from numbered(2)
+        asked.set()
+        given.wait(timeout=30)
+        yield picture()
+
+    stream = predictor().stream(camera(), batch_size=1)
+    assert len(next(stream)) == 1 and asked.wait(timeout=10)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(readers()) == 1
+    given.set()
+    for thread in threading.enumerate():
+        if thread.name in readers():
+            thread.join(timeout=10)
+    assert readers() == []
+
+
+@pytest.mark.parametrize("end", [StopIteration, TimeoutError])
+def test_a_source_is_asked_for_nothing_after_its_end(end: type[Exception]) -> None:
+    class Camera:
+        asked = 0
+
+        def __iter__(self) -> "Camera":
+            return self
+
+        def __next__(self) -> NDArray[np.uint8]:
+            self.asked += 1
+            if self.asked == 3:
+                raise end
+            return picture()
+
+    camera, found = Camera(), []
+    with contextlib.suppress(TimeoutError):
+        for one in predictor().stream(camera, batch_size=4):
+            found.append(one)
+    assert len(found) == 2 and camera.asked == 3
+
+
 def test_output_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     class Nan(BrightSquare):
         def __call__(
             self, images: NDArray[np.uint8]
         ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
             boxes, scores, labels = super().__call__(images)
-            return boxes, scores * np.float32(np.nan), labels
+            scores[-1] = np.nan
+            return boxes, scores, labels
 
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), picture())
-    with pytest.raises(SetdetError, match=r"not finite.*a\.png.*bf16 or fp32"):
-        predictor(Nan()).predict([path])
+    stream = predictor(Nan()).stream([*numbered(2), path])
+    assert numbers([next(stream).scores[0] for _ in range(2)]) == [0, 1]
+    with pytest.raises(SetdetError, match=r"a\.png: .*not finite.*bf16 or fp32"):
+        next(stream)
+
+
+def test_logits_that_are_no_numbers_are_not_passed_over() -> None:
+    logits = np.zeros((1, 6, 2), np.float32)
+    logits[0, 3, 1] = np.nan
+    _, scores, _ = best_candidates(logits, np.full((1, 6, 4), 0.5, np.float32), top_k=4)
+    assert np.isnan(scores).sum() == 1
 
 
 @pytest.fixture

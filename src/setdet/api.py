@@ -102,7 +102,7 @@ def _detector(
 
 
 class Detector:
-    """A trained detector that is ready to use; `load` makes one.
+    """A trained detector that is ready to use, by several threads if need be; `load` makes one.
 
     Attributes:
         predictor: what runs it.

@@ -26,7 +26,7 @@ class Detections:
         labels: (n,) int64, index into `class_names`.
         class_names: names of all classes that the detector knows.
         image_size: (height, width) of the original picture.
-        source: the picture's path or a name for it; "" where there is none.
+        source: the picture's path; "picture N" of what came without one as the Nth of a stream; "" for no name.
 
     Raises:
         UsageError: shapes, dtypes, order or labels do not fit together.

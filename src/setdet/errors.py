@@ -4,6 +4,7 @@
     ├── UsageError              exit code 2: the request itself is wrong
     │   ├── ConfigError         unknown key, value out of range
     │   ├── OutputError         an output folder in use, a file that would be overwritten
+    │   │   └── WriteError      exit code 1: a file that cannot be written, such as on a full disk
     │   └── MissingExtraError   an optional dependency is not installed
     ├── DataError               a data set, annotation file or picture is broken
     │   ├── UnknownFormatError  a folder in none of the known layouts
@@ -34,6 +35,12 @@ class ConfigError(UsageError):
 
 class OutputError(UsageError):
     """An output path is in use or cannot be written."""
+
+
+class WriteError(OutputError):
+    """A file cannot be written: the disk is full, or the folder is not to be written to."""
+
+    exit_code = 1
 
 
 class MissingExtraError(UsageError):

@@ -28,6 +28,17 @@ def next_unused(folder: Path) -> Path:
     return folder if not folder.exists() else next(path for path in numbered if not path.exists())
 
 
+def make_next(folder: Path) -> Path:
+    """Makes `next_unused`, and the next one where another process has made it meanwhile."""
+    while True:
+        free = next_unused(folder)
+        try:
+            free.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return free
+
+
 def distinct_names(weights: Sequence[str]) -> list[str]:
     """A short name for each, no two alike: of a path as few of its last parts as tell it from the others."""
     paths = [Path(one).resolve().parts if Path(one).exists() else (one,) for one in weights]

@@ -17,7 +17,7 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _JPEG_END = 0xD9
 # Kind, width, height, largest value; comments may stand between them.
-_PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}\s")
+_PNM_HEADER = re.compile(rb"P([2356])(?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}\s")
 
 
 def stated_size(data: _Bytes) -> tuple[int, int] | None:
@@ -111,6 +111,12 @@ def jpeg_size(data: _Bytes) -> tuple[int, int] | None:
 
 
 def largest_value(data: _Bytes) -> int | None:
-    """The value that stands for white in a PGM or PPM file, such as 4095 of 12 bits; None in other files."""
+    """The value that stands for white in a PGM or PPM file, such as 4095 of 12 bits.
+
+    None in other files, and where OpenCV scales by it: in those of text with values of less than 8 bits.
+    """
     header = _PNM_HEADER.match(data)
-    return int(header[1]) if header else None
+    if header is None:
+        return None
+    value = int(header[2])
+    return None if header[1] in (b"2", b"3") and value < 255 else value

@@ -246,7 +246,7 @@ def to_rgb_uint8(array: NDArray[Any], *, source: str = "array") -> NDArray[np.ui
         array = array[:, :, None]
     if array.ndim != 3 or not 1 <= array.shape[2] <= 4 or 0 in array.shape:
         raise ImageError(f"{source}: expected a picture of shape (height, width[, 1 to 4]), found {array.shape}.")
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)

@@ -4,9 +4,7 @@ import glob
 import itertools
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from setdet.detections import Detections
-from setdet.errors import ImageError, SetdetError, UsageError
+from setdet.errors import ImageError, SetdetError, UsageError, one_line
 from setdet.images import (
     IMAGE_SUFFIXES,
     Placement,
@@ -26,6 +24,7 @@ from setdet.images import (
     read_reduced,
     to_rgb_uint8,
 )
+from setdet.readahead import ReadAhead
 from setdet.runtime.base import Runtime
 from setdet.thresholds import Threshold, lowest_scores
 
@@ -93,7 +92,7 @@ class Predictor:
         Args:
             sources: the pictures; a single one goes in a list.
             threshold: the lowest score to keep, 0 to 1, for all classes or by class name; 0 keeps every query's
-                candidates; None: the predictor's own.
+                candidates that have an area; None: the predictor's own.
             batch_size: pictures that go through the network at once.
 
         Raises:
@@ -113,17 +112,21 @@ class Predictor:
         """As `predict`, one result after the other in constant memory, for any number of pictures.
 
         A thread iterates over `sources` and decodes up to two batches ahead while the network runs. Dropping or
-        closing the iterator stops it.
+        closing the iterator stops it, once `sources` has given what it is asked for at that moment.
 
         Args:
-            sources: see `predict`; a generator may be endless.
+            sources: see `predict`; a generator may be endless, and an array be written to again once the next one is
+                asked for.
             threshold: see `predict`.
-            batch_size: see `predict`.
-            on_error: called in the picture's turn with its name and the error where a picture cannot be read; such
-                a picture yields nothing. None: the error is raised, after the results of the pictures before it.
+            batch_size: see `predict`. Results come when their batch is complete: 1 for a camera, whose next picture
+                may be long in coming.
+            on_error: called in the picture's turn with its name ("picture 3" of an array, counted from 1) and the
+                error where a picture cannot be read, or is None, as OpenCV has it; such a picture yields nothing.
+                None: the error is raised, after the results of the pictures before it.
 
         Raises:
             UsageError, ImageError: as in `predict`.
+            SetdetError: the network's output on a picture is not finite.
         """
         if isinstance(sources, (str, bytes, os.PathLike, np.ndarray)) or _is_pil(sources):
             raise UsageError(
@@ -145,18 +148,12 @@ class Predictor:
         batch_size: int,
         on_error: Callable[[str, ImageError], None] | None,
     ) -> Iterator[Detections]:
-        # Its one thread takes the jobs in order, so the pictures stay in order.
-        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="setdet-reader")
         numbers = itertools.count(1)
-        ahead: deque[Future[_Picture | _Broken | None]] = deque()
+        pictures = ReadAhead(sources, lambda source: self._read(source, next(numbers)), ahead=2 * batch_size)
         try:
-            ended = False
-            while not ended:
-                while len(ahead) < 2 * batch_size:
-                    ahead.append(reader.submit(self._read_next, sources, numbers))
-                batch, failure = _take(ahead, batch_size)
-                ended = len(batch) < batch_size
-                results = iter(self._detect([item for item in batch if isinstance(item, _Picture)], lowest))
+            while not pictures.ended:
+                batch = pictures.take(batch_size)
+                results = self._detect([item for item in batch if isinstance(item, _Picture)], lowest)
                 for item in batch:
                     if isinstance(item, _Picture):
                         yield next(results)
@@ -164,60 +161,52 @@ class Predictor:
                         raise item.error
                     else:
                         on_error(item.source, item.error)
-                if failure is not None:
-                    raise failure
+            if pictures.failure is not None:
+                raise pictures.failure
         finally:
-            reader.shutdown(cancel_futures=True)
+            pictures.close()
 
-    def _read_next(self, sources: "Iterator[Source]", numbers: Iterator[int]) -> "_Picture | _Broken | None":
-        """The next source, decoded and resized; None at the end."""
+    def _read(self, source: "Source", number: int) -> "_Picture | _Broken":
+        """The `number`th source, decoded and resized."""
+        is_path = isinstance(source, (str, os.PathLike))
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"picture {number}"
         try:
-            source = next(sources)
-        except StopIteration:
-            return None
-        number = next(numbers)
-        if isinstance(source, (str, os.PathLike)):
-            name = os.fspath(source)
-            called = name
-        else:
-            name, called = "", f"picture {number}"
-        try:
-            if self.reduced_decoding and name:
+            if self.reduced_decoding and is_path:
                 image, size = read_reduced(name, *self.preprocessing.image_size)
             else:
-                image = _decode(source, called)
+                image = _decode(source, name)
                 size = (image.shape[0], image.shape[1])
             pixels, placement = preprocess(image, self.preprocessing, original_size=size)
         except ImageError as error:
-            return _Broken(source=called, error=error)
+            # Whoever keeps the error shall not keep the file's bytes, which the traceback's frames hold.
+            error.__context__ = None
+            return _Broken(source=name, error=error.with_traceback(None))
+        if isinstance(source, np.ndarray) and np.may_share_memory(pixels, source):
+            pixels = pixels.copy()  # a camera may write its next picture to the same memory
         return _Picture(pixels=pixels, placement=placement, image_size=size, source=name)
 
-    def _detect(self, pictures: list[_Picture], lowest: NDArray[np.float32]) -> list[Detections]:
+    def _detect(self, pictures: list[_Picture], lowest: NDArray[np.float32]) -> Iterator[Detections]:
         """One batch through the network."""
         if not pictures:
-            return []
-        boxes, scores, labels = self.runtime(np.stack([picture.pixels for picture in pictures]))
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            named = ", ".join(picture.source or "an array" for picture in pictures)
-            raise SetdetError(
-                f"The network's output is not finite on a batch of {len(pictures)} pictures ({named}). If it runs in "
-                "fp16, use bf16 or fp32; otherwise the weights are broken."
-            )
-        found = []
-        for index, picture in enumerate(pictures):
-            # A label that has no name is for `Detections` to refuse.
-            keep = scores[index] >= np.take(lowest, labels[index], mode="clip")
-            found.append(
-                Detections.from_arrays(
-                    boxes_xyxy_px=picture.placement.to_original(boxes[index][keep]),
-                    scores=scores[index][keep],
-                    labels=labels[index][keep],
-                    class_names=self.class_names,
-                    image_size=picture.image_size,
-                    source=picture.source,
+            return
+        found = self.runtime(np.stack([picture.pixels for picture in pictures]))
+        for picture, boxes, scores, labels in zip(pictures, *found, strict=True):
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+                raise SetdetError(
+                    f"{picture.source}: the network's output on it is not finite. If it runs in fp16, use bf16 or "
+                    "fp32; otherwise the weights are broken."
                 )
+            boxes_px = picture.placement.to_original(boxes)
+            # A label that has no name is for `Detections` to refuse. What lies in a letterbox's border has no area.
+            keep = (scores >= np.take(lowest, labels, mode="clip")) & (boxes_px[:, 2:] > boxes_px[:, :2]).all(axis=1)
+            yield Detections.from_arrays(
+                boxes_xyxy_px=boxes_px[keep],
+                scores=scores[keep],
+                labels=labels[keep],
+                class_names=self.class_names,
+                image_size=picture.image_size,
+                source=picture.source,
             )
-        return found
 
 
 def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -273,22 +262,6 @@ def _pictures_at(path: Path) -> list[Path]:
     return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
 
 
-def _take(
-    ahead: "deque[Future[_Picture | _Broken | None]]", count: int
-) -> tuple[list[_Picture | _Broken], Exception | None]:
-    """The next `count` items, fewer at the end; and what the caller's sources raised, to be raised in its turn."""
-    batch: list[_Picture | _Broken] = []
-    while len(batch) < count:
-        try:
-            item = ahead.popleft().result()
-        except Exception as error:
-            return batch, error
-        if item is None:
-            break
-        batch.append(item)
-    return batch, None
-
-
 def _decode(source: Any, called: str) -> NDArray[np.uint8]:
     """A source as uint8 RGB (height, width, 3).
 
@@ -301,8 +274,12 @@ def _decode(source: Any, called: str) -> NDArray[np.uint8]:
     if _is_pil(source):
         try:
             source = _pil_to_array(source)
-        except (OSError, SyntaxError) as error:  # Pillow decodes a file when its pixels are first asked for
-            raise ImageError(f"{called}: the PIL picture cannot be decoded ({error}).") from None
+        except Exception as error:  # Pillow decodes a file when its pixels are first asked for, and may find it closed
+            raise ImageError(f"{called}: the PIL picture cannot be decoded ({one_line(error)}).") from None
+    if source is None:
+        raise ImageError(
+            f"{called}: there is no picture, but None: what OpenCV gives for a broken file or a lost frame."
+        )
     if not isinstance(source, np.ndarray):
         raise UsageError(f"{called}: expected a path, a numpy array or a PIL picture, found {type(source).__name__}.")
     return to_rgb_uint8(source, source=called)

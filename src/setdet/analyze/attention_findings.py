@@ -35,7 +35,7 @@ def write_attention(folder: Path, read: PictureAttention, *, image: Path, number
         The page's path.
 
     Raises:
-        OutputError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
     values = {"image": str(image), "chosen": number, **read.to_dict()}
     write_values(folder / "attention.json", values)

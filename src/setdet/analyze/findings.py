@@ -58,7 +58,7 @@ def write_errors(folder: Path, analysis: ErrorAnalysis, *, title: str, lead: str
 
     Raises:
         ImageError: a picture cannot be read.
-        OutputError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
     values = analysis.to_dict()
     parts = sections(analysis)

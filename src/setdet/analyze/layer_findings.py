@@ -23,7 +23,7 @@ def write_layers(folder: Path, analysis: LayerAnalysis, *, name: str, measured_o
         The page's path.
 
     Raises:
-        OutputError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
     return write_analysis(
         folder,

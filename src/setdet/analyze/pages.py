@@ -53,7 +53,7 @@ def write_analysis(
         The page's path.
 
     Raises:
-        OutputError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
     write_values(folder / f"{name}.json", values)
     write_charts(folder, [chart for section in sections for chart in section.charts])
@@ -72,7 +72,7 @@ def write_charts(folder: Path, charts: Sequence[Chart]) -> None:
     """Writes each chart as an SVG file that stands alone.
 
     Raises:
-        OutputError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
     for chart in charts:
         write_atomically(folder / f"{chart.name}.svg", chart.file())

@@ -30,7 +30,7 @@ def write_queries(folder: Path, analyses: Mapping[str, QueryAnalysis], *, measur
         The page's path.
 
     Raises:
-        OutputError: a file cannot be written.
+        WriteError: a file cannot be written.
     """
     first = next(iter(analyses.values()))
     drawn = {name: min(DOTS, len(one.scores)) for name, one in analyses.items()}

@@ -7,9 +7,13 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, TextIO
 
 import typer
@@ -80,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; None: those of this process.
 
     Returns:
-        The exit code: 0 done, 1 the job failed, 2 wrong use, 130 interrupted. Failures that setdet foresees are
-        one message on the standard error, without a traceback.
+        The exit code: 0 done, 1 the job failed, 2 wrong use, 130 interrupted, 143 terminated. Failures that setdet
+        foresees are one message on the standard error, without a traceback.
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # what it finds in a broken picture is said here in other words
     for stream in (sys.stdout, sys.stderr):
@@ -90,11 +94,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log, notes = logging.getLogger("setdet"), _Notes()
     log.addHandler(notes)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _terminated_in_order():
             warnings.showwarning = _show_warning
             return _run(arguments)
     finally:
         log.removeHandler(notes)
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """SIGTERM, by which services are stopped, ends the command as Ctrl-C does: what is done is written first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Notes(logging.Handler):

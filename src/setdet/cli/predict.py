@@ -12,7 +12,7 @@ import typer
 from setdet.cli.console import say, show, show_error
 from setdet.cli.engine import hint_named, precision_named
 from setdet.errors import UsageError
-from setdet.folders import next_unused, unused
+from setdet.folders import make_next, unused
 
 if TYPE_CHECKING:
     from setdet.detections import Detections
@@ -44,6 +44,7 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object a picture, one a line; `--save json` writes a file.")
     ] = False,
+    draw: Annotated[bool, typer.Option("--draw/--no-draw", help="Write the pictures with their boxes.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     decoder_layers: Annotated[int | None, typer.Option(help="Run only the first so many.  [default: all]")] = None,
     queries: Annotated[int | None, typer.Option(help="Select only the best so many.  [default: all]")] = None,
@@ -65,7 +66,6 @@ def predict(
     """
     from setdet.api import load
     from setdet.config import suggest
-    from setdet.data.writing import write_atomically
     from setdet.errors import ImageError
     from setdet.predict import expand_sources
     from setdet.thresholds import lowest_scores
@@ -76,7 +76,8 @@ def predict(
             raise UsageError(f"--save {name}: there is no such format.{suggest(name, _FORMATS)}")
     lowest = _lowest(threshold, thresholds)
     paths = expand_sources(sources)
-    folder = next_unused(Path("predictions")) if out is None else unused(out)
+    if out is not None:
+        unused(out)
     detector = load(
         weights,
         device=device,
@@ -96,29 +97,33 @@ def predict(
 
     if lowest is not None:
         lowest_scores(lowest, detector.class_names)  # what is wrong with them is said before there is a folder
-    folder.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    folder = make_next(Path("predictions")) if out is None else out
     names = output_names(paths)
-    found: list[Detections] = []
+    kept: list[Detections] = []  # for the files; without them, any number of pictures takes no more memory than one
+    looked_at = objects = 0
     try:
         for detections in detector.stream(paths, threshold=lowest, on_error=name_broken):
-            try:
-                _draw(detections, folder / names[Path(detections.source)])
-            except ImageError as error:
-                name_broken(detections.source, error)
-                continue
-            found.append(detections)
+            looked_at, objects = looked_at + 1, objects + len(detections)
+            if formats:
+                kept.append(detections)
             if as_json:
                 typer.echo(json.dumps(detections.to_dict(), ensure_ascii=False))
             else:
                 show(f"{detections.source}: {_summary(detections)}")
+            if draw:
+                try:
+                    _draw(detections, folder / names[Path(detections.source)])
+                except ImageError as error:
+                    name_broken(detections.source, error)
     finally:  # interrupted or failed, too: nobody looks at the first thousand pictures twice
-        for name in formats:
-            for place, text in _documents(name, found, names).items():
-                write_atomically(folder / place, text)
+        written = [_write(folder, name, kept, names) for name in formats]
         tell = say if as_json else show
-        tell(f"{len(found)} of {len(paths)} pictures, {sum(map(len, found))} detections → {folder}")
+        tell(f"{looked_at} of {len(paths)} pictures, {objects} detections → {folder}")
     if broken:
         show_error(f"{len(broken)} of {len(paths)} pictures could not be read; they are named above.")
+    if broken or not all(written):
         raise typer.Exit(code=1)
 
 
@@ -167,7 +172,7 @@ def _draw(detections: "Detections", target: Path) -> None:
 
     Raises:
         ImageError: the picture is no longer what it was when it was looked at.
-        OutputError: the drawing cannot be written.
+        WriteError: the drawing cannot be written.
     """
     from setdet.data.writing import write_atomically
     from setdet.draw import draw_detections
@@ -180,6 +185,20 @@ def _draw(detections: "Detections", target: Path) -> None:
         raise ImageError(f"{detections.source}: the picture changed while it was being looked at. Run again on it.")
     drawn = encode(draw_detections(image, detections), kind="jpeg" if target.suffix == ".jpg" else "png")
     write_atomically(target, drawn)
+
+
+def _write(folder: Path, format_name: str, found: "list[Detections]", names: dict[Path, Path]) -> bool:
+    """Writes the files of a format, and says whether it could; what it could not is told."""
+    from setdet.data.writing import write_atomically
+    from setdet.errors import WriteError
+
+    try:
+        for place, text in _documents(format_name, found, names).items():
+            write_atomically(folder / place, text)
+    except WriteError as error:
+        show_error(str(error))
+        return False
+    return True
 
 
 def _documents(format_name: str, found: "list[Detections]", names: dict[Path, Path]) -> dict[Path, str]:

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from setdet.data.schema import Sample
-from setdet.errors import DataError, OutputError
+from setdet.errors import DataError, OutputError, WriteError
 from setdet.images import IMAGE_SUFFIXES
 
 
@@ -18,16 +19,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Text is stored as UTF-8; what a file name holds beside it (of other encodings) as an escape, which JSON reads back.
 
     Raises:
-        OutputError: it cannot be written.
+        WriteError: it cannot be written.
     """
     data = content if isinstance(content, bytes) else content.encode("utf-8", errors="backslashreplace")
-    partial = path.with_name(f".{path.name}.partial")
+    # A name that no other process or thread has, and no longer than a file's may be.
+    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         os.replace(partial, path)
     except OSError as error:
-        raise OutputError(
+        raise WriteError(
             f"{path}: cannot be written ({error.strerror}). Make room, or choose another folder."
         ) from None
     finally:
@@ -58,7 +60,7 @@ class PictureFolder:
 
         Raises:
             DataError: two samples have the same name.
-            OutputError: the file cannot be written.
+            WriteError: the file cannot be written.
         """
         name = Path(sample.name)
         stem = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name

@@ -132,7 +132,7 @@ def write_comparison(path: Path, runs: Sequence[Run]) -> Path:
 
     Raises:
         UsageError: there are no runs, or more than a chart has colours.
-        OutputError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     if not 1 <= len(runs) <= MOST_LINES:
         raise UsageError(f"{len(runs)} runs: a comparison shows 1 to {MOST_LINES}. Leave some out.")

@@ -33,7 +33,7 @@ def write_values(path: Path, values: dict[str, Any]) -> None:
     """Writes figures as JSON, which must be finite.
 
     Raises:
-        OutputError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 

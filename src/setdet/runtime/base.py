@@ -53,9 +53,10 @@ def best_candidates(logits: NDArray[np.floating], boxes_cxcywh: NDArray[np.float
     """
     pictures, queries, classes = logits.shape
     flat = logits.reshape(pictures, queries * classes).astype(np.float32)
+    ranked = np.where(np.isnan(flat), np.inf, flat)  # what is no number comes first, to be noticed
     count = min(top_k, queries * classes)
     # The best by position, then by score: of tens of thousands, only those few are sorted.
-    index = np.sort(np.argpartition(-flat, count - 1, axis=1)[:, :count], axis=1)
+    index = np.sort(np.argpartition(-ranked, count - 1, axis=1)[:, :count], axis=1)
     order = np.argsort(-np.take_along_axis(flat, index, axis=1), axis=1, kind="stable")
     index = np.take_along_axis(index, order, axis=1)
     # From 1 / (1 + exp(-x)) in two halves, so that no large number overflows.

@@ -1,6 +1,7 @@
 """The engine that runs OpenVINO files. No torch."""
 
 import functools
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,12 +76,24 @@ class OpenVINOEngine:
         self.model, self.config = model, config
         self.compiled = openvino_core().compile_model(model, device, config)
         at_once = 1 if whole_batches else self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        # Requests of our own and not an AsyncInferQueue: no callback from OpenVINO's threads into Python.
-        self.requests = [self.compiled.create_infer_request() for _ in range(at_once)]
         self.whole_batches = whole_batches
+        self.requests = self._new_requests(at_once)
+        self._in_use = threading.Lock()  # by one thread at a time: the requests hold the outputs
 
     def __call__(self, values: NDArray[Any]) -> list[NDArray[Any]]:
         """The graph's outputs for a batch."""
+        with self._in_use:
+            try:
+                return self._run(values)
+            except BaseException:  # an interruption, too: some may still run
+                self.requests = self._new_requests(len(self.requests))
+                raise
+
+    def _new_requests(self, count: int) -> list[ov.InferRequest]:
+        # Requests of our own and not an AsyncInferQueue: no callback from OpenVINO's threads into Python.
+        return [self.compiled.create_infer_request() for _ in range(count)]
+
+    def _run(self, values: NDArray[Any]) -> list[NDArray[Any]]:
         if self.whole_batches:
             self.requests[0].infer([values])
             return _outputs(self.requests[0])

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from setdet.errors import OutputError, TrainingError
+from setdet.errors import TrainingError, WriteError
 
 # So many steps in a row without a finite gradient are no accident of one batch.
 MOST_SKIPPED_IN_A_ROW = 20
@@ -184,7 +184,7 @@ class RunLog:
             line: has "kind" ("step", "epoch" or "skipped"), "step", and numbers, or tables of numbers.
 
         Raises:
-            OutputError: the file cannot be written.
+            WriteError: the file cannot be written.
         """
         if "images_per_second" in line and "loss" in line:
             loss = "–" if line["loss"] is None else f"{line['loss']:.3f}"
@@ -195,7 +195,7 @@ class RunLog:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         except OSError as error:
-            raise OutputError(
+            raise WriteError(
                 f"{self._file.name}: cannot be written ({error.strerror}). Make room, and go on with --resume."
             ) from None
         for name, value in _numbers(line):

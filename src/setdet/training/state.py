@@ -78,7 +78,7 @@ def save_state(
     seed, epoch and position).
 
     Raises:
-        OutputError: it cannot be written; what was there before is as it was.
+        WriteError: it cannot be written; what was there before is as it was.
     """
     content = {
         "format": FORMAT,

@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, *, state: "dict[str, Tensor]", info: CheckpointI
     """Writes atomically: `path` holds either what it held before or the whole new file.
 
     Raises:
-        OutputError: it cannot be written.
+        WriteError: it cannot be written.
     """
     from safetensors.torch import save_file
 

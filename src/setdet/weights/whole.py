@@ -6,14 +6,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from setdet.errors import OutputError
+from setdet.errors import WriteError
 
 
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
     """Calls `write` with the name of a file beside `path`, and puts that in its place when it is on the disk.
 
     Raises:
-        OutputError: it cannot be written; what was there before is as it was.
+        WriteError: it cannot be written; what was there before is as it was.
     """
     draft = path.with_name(f".{path.name}.partial")
     try:
@@ -26,7 +26,7 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         # PyTorch's writer says what went wrong with its own file, after what went wrong with the disk.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OutputError(
+        raise WriteError(
             f"{path}: cannot be written ({cause}). Make room, or choose another place; a training run goes on with "
             "--resume."
         ) from None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from setdet.errors import OutputError, UsageError, WeightsError
+from setdet.errors import OutputError, UsageError, WeightsError, WriteError
 from setdet.folders import unused
 from setdet.models.variants import HGNetV2Config, ModelConfig, ResNetConfig
 from setdet.weights import transformers
@@ -39,7 +39,7 @@ def write_authors(path: Path, *, info: CheckpointInfo, state: "dict[str, Tensor]
 
     Raises:
         UsageError: their code has no such model.
-        OutputError: the file is there already, or cannot be written.
+        OutputError: the file is there already, or (WriteError) cannot be written.
     """
     _check_plain(info.model, "the authors' code")
     if path.exists():
@@ -72,7 +72,7 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
 
     Raises:
         UsageError: the library has no such model.
-        OutputError: the folder holds something, or cannot be written.
+        OutputError: the folder holds something, or (WriteError) cannot be written.
     """
     config, notes = info.model, _about_input(info)
     _check_plain(config, "transformers")
@@ -106,7 +106,7 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
             folder.rmdir()  # it is empty
         os.replace(partial, folder)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}). Make room, or choose another.") from None
+        raise WriteError(f"{folder}: cannot be written ({error.strerror}). Make room, or choose another.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes
