@@ -13,17 +13,21 @@ from numpy.typing import NDArray
 
 import setdet
 from cases import record
+from oracle import randomise
 from setdet.analyze.attention import read_attention
 from setdet.analyze.layers import box_movement
-from setdet.analyze.matching import Matched, changed_share, instability
+from setdet.analyze.matching import FollowedPictures, Matched, changed_share, instability
 from setdet.analyze.queries import QueryStudy, Selected, spearman
 from setdet.analyze.stages import StageDetections
 from setdet.analyze.watch import looks, token_places, watch
+from setdet.boxes import cxcywh_to_xyxy
 from setdet.cli import main
 from setdet.data.schema import Record
+from setdet.data.sources import read_dataset
 from setdet.errors import UsageError
 from setdet.folders import distinct_names
-from setdet.images import Placement, Preprocessing
+from setdet.images import Placement, Preprocessing, read_image
+from setdet.losses.config import LossConfig
 from setdet.metrics.coco import coco_metrics
 from setdet.models.rtdetr import build_model
 from setdet.weights.files import CheckpointInfo, save_checkpoint
@@ -144,6 +148,20 @@ class TestInstability:
         assert instability(nothing, nothing) == {}
         assert instability(*[Matched.from_plain(nothing.to_plain())] * 2) == {}
         assert changed_share(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)) is None
+
+    def test_followed_pictures_are_seen_as_in_prediction(self, tmp_path: Path) -> None:
+        records = read_dataset(write_voc(tmp_path / "data", train=3)).splits["train"]
+        model = build_model(SMALL, num_classes=2).eval()
+        randomise(model, seed=0)
+        followed = FollowedPictures(records, preprocessing=Preprocessing(image_size=(64, 64)), config=LossConfig())
+        matched = followed.match(model)
+        for truth, position, box in zip(records, matched.positions, matched.boxes_xyxy, strict=True):
+            pixels = torch.from_numpy(read_image(truth.image)).permute(2, 0, 1)[None] / 255
+            with torch.no_grad(), watch(model) as passes:
+                model(pixels)
+            corners = cxcywh_to_xyxy(passes[0].output.boxes_cxcywh[-1, 0])
+            apart = (corners - torch.from_numpy(box)).abs().amax(dim=1)
+            assert apart.min() < 1e-4 and passes[0].tokens[0, apart.argmin()] == position  # type: ignore[index]
 
 
 def test_tokens_lie_at_the_centres_of_their_cells() -> None:

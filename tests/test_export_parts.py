@@ -16,6 +16,7 @@ from setdet.export.openvino import write
 from setdet.export.run import _describe, _notes, trtexec
 from setdet.images import Preprocessing
 from setdet.models.rtdetr import build_model
+from setdet.runtime.base import Candidates, Runtime
 from setdet.runtime.exported import ExportInfo
 from setdet.weights.info import CheckpointInfo
 from small_data import SMALL
@@ -87,6 +88,62 @@ def test_an_engine_that_says_nothing_when_it_fails() -> None:
     source = lambda images: (boxes, np.full((1, 5), 0.5, np.float32), labels)  # noqa: E731
     found = verify.compare_batches(source, mute, pictures(1), name="alone", batch_size=1)
     assert found.failure == "the runtime fails (KeyError)"
+
+
+def along_the_diagonal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, scores and labels of eight detections beside each other, seven of them confident."""
+    corners = np.arange(8, dtype=np.float32) / 10
+    boxes = np.stack([corners, corners, corners + 0.1, corners + 0.1], axis=1)
+    return boxes, np.linspace(0.9, 0.2, 8, dtype=np.float32), np.arange(8) % 2
+
+
+def engine(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Runtime:
+    """Finds these in every picture."""
+
+    def run(images: np.ndarray) -> Candidates:
+        return tuple(np.repeat(part[None], len(images), axis=0) for part in (boxes, scores, labels))  # type: ignore[return-value]
+
+    return run
+
+
+def compare(model: Runtime, exported: Runtime) -> verify.Differences:
+    return verify.compare_batches(model, exported, np.zeros((3, 100, 100, 3), np.uint8), name="run", batch_size=2)
+
+
+def test_an_engine_that_finds_the_same_has_nothing_to_complain_about() -> None:
+    found = compare(*[engine(*along_the_diagonal())] * 2)
+    assert (found.found, found.box_px_most, found.score_most) == (1, 0, 0)
+    assert (found.compared, found.confident) == (3 * 2 * 7, 3 * 7)
+    assert found.complaints(verify.TOLERANCES["fp32"]) == [] and found.used(verify.TOLERANCES["int8"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("boxes_by", "scores_by", "labels_by", "says", "used"),
+    [
+        (0.002, 0, 0, "boxes differ by 0.2 px, most 0.05", 0.2 / 10),
+        (0, -0.05, 0, "scores differ by 0.05, most 0.001", 0.05 / 0.18),
+        (0, 0, 1, "0.0% of 42 detections have a partner, least 100%", 1 / 0.05),
+    ],
+)
+def test_an_engine_that_finds_something_else_is_complained_about(
+    boxes_by: float, scores_by: float, labels_by: int, says: str, used: float
+) -> None:
+    boxes, scores, labels = along_the_diagonal()
+    other = engine(boxes + np.float32(boxes_by), scores + np.float32(scores_by), (labels + labels_by) % 2)
+    found = compare(engine(boxes, scores, labels), other)
+    assert found.complaints(verify.TOLERANCES["fp32"]) == [f"run: {says}"]
+    assert found.used(verify.TOLERANCES["int8"]) == pytest.approx(used, rel=1e-3)
+
+
+def test_what_one_alone_finds_is_missed_either_way() -> None:
+    fewer = engine(*along_the_diagonal())
+    parts = zip(([0, 0.5, 0.1, 0.9], 0.95, 0), along_the_diagonal(), strict=True)
+    more = engine(*(np.concatenate([np.array([one], whole.dtype), whole]) for one, whole in parts))
+    assert compare(fewer, more).found == compare(more, fewer).found == 14 / 15
+
+
+def test_what_is_compared_is_taken_from_everywhere() -> None:
+    assert verify.spread(range(10), 3) == [0, 3, 6] and verify.spread([1, 2], 3) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from setdet.errors import ConfigError, TrainingError
 from setdet.losses.config import LossConfig
 from setdet.losses.criterion import Criterion
 from setdet.losses.matcher import Matches
-from setdet.losses.terms import edge_distillation, edge_loss
+from setdet.losses.terms import box_losses, edge_distillation, edge_loss, matched_iou
 from setdet.models.denoising import DenoisingQueries
 from setdet.models.distributions import BINS, bin_shifts
 from setdet.models.outputs import EdgeDistributions, RTDETROutput
@@ -95,6 +95,15 @@ def case(
     return output, targets, denoising
 
 
+def make_edges(*, layers: int, batch: int, queries: int) -> EdgeDistributions:
+    """Random ones in float64."""
+    generator = torch.Generator().manual_seed(5)
+    return EdgeDistributions(
+        logits=torch.randn(layers, batch, queries, 4, BINS + 1, generator=generator, dtype=torch.float64),
+        reference_cxcywh=torch.rand(batch, queries, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2,
+    )
+
+
 def tensors(output: RTDETROutput) -> dict[str, Tensor]:
     values = {field.name: getattr(output, field.name) for field in fields(output)}
     return {name: value for name, value in values.items() if value is not None}
@@ -124,16 +133,20 @@ def test_terms_and_gradients_equal_the_slow_version(
     assert_slow_version_agrees(output, targets, denoising, classification=classification)
 
 
-def test_one_to_many_selection_equals_the_slow_version() -> None:
+@pytest.mark.parametrize(
+    "config", [{"selection_copies": 2}, {"classification": "matchability", "matchability_gamma": 2.5}]
+)
+def test_options_equal_the_slow_version(config: dict[str, Any]) -> None:
     output, targets, denoising = case((2, 0, 1), queries=5)
-    assert_slow_version_agrees(output, targets, denoising, selection_copies=2)
+    assert_slow_version_agrees(output, targets, denoising, **config)
 
 
-def test_groups_of_queries_are_judged_by_themselves_and_averaged() -> None:
-    output, targets, denoising = case((2, 0, 1), queries=6)
-    grouped = Criterion(config=LossConfig(), num_classes=3, queries=3)(output, targets, denoising)
+@pytest.mark.parametrize("config", [{}, {"selection_copies": 2}, {"selection_target": "one"}])
+def test_groups_of_queries_are_judged_by_themselves_and_averaged(config: dict[str, Any]) -> None:
+    output, targets, denoising = case((2, 0, 1), queries=8)
+    grouped = Criterion(config=LossConfig(**config), num_classes=3, queries=4)(output, targets, denoising)
     parts = [
-        criterion()(
+        criterion(**config)(
             replace(
                 output,
                 logits=output.logits[:, :, part],
@@ -144,7 +157,7 @@ def test_groups_of_queries_are_judged_by_themselves_and_averaged() -> None:
             targets,
             denoising,
         )
-        for part in (slice(0, 3), slice(3, 6))
+        for part in (slice(0, 4), slice(4, 8))
     ]
     assert grouped.keys() == parts[0].keys()
     for name, value in grouped.items():
@@ -317,11 +330,7 @@ def test_a_misspelled_weight_is_refused_with_a_suggestion() -> None:
 
 def test_losses_of_edges_equal_the_slow_version() -> None:
     output, targets, _ = case((2, 1), layers=3, queries=4, groups=0)
-    generator = torch.Generator().manual_seed(5)
-    edges = EdgeDistributions(
-        logits=torch.randn(3, 2, 4, 4, BINS + 1, generator=generator, dtype=torch.float64),
-        reference_cxcywh=torch.rand(2, 4, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2,
-    )
+    edges = make_edges(layers=3, batch=2, queries=4)
     # Two pairs in each of the three layers, and one of the encoder's, which has no edges.
     matches = Matches(
         layer=torch.tensor([0, 0, 1, 1, 2, 2, 3]),
@@ -368,3 +377,32 @@ def test_losses_of_edges_equal_the_slow_version() -> None:
     found = edge_distillation(edges, torch.cat([output.logits, output.logits[:1]]), quality, matches)
     torch.testing.assert_close(found.detach(), torch.tensor(by_last, dtype=torch.float64))
     assert by_last[2] == pytest.approx(0, abs=1e-12)
+
+
+def test_terms_of_edges_are_weighted_and_normalised_and_teach_the_students_alone() -> None:
+    output, targets, _ = case((2, 1), layers=3, queries=4, groups=0)
+    edges = make_edges(layers=3, batch=2, queries=4)
+    edges.logits.requires_grad_()
+    edges.reference_cxcywh.requires_grad_()
+    judge = criterion(edge_weight=0.3, distill_weight=0.7, l1_weight=4.0, giou_weight=3.0)
+    terms = judge(replace(output, edges=edges), targets, None)
+
+    logits = torch.cat([output.logits, output.encoder_logits[None]])
+    boxes = torch.cat([output.boxes_cxcywh, output.encoder_boxes_cxcywh[None]])
+    matches = judge.matcher(logits, boxes, targets)
+    quality = matched_iou(boxes, targets, matches)
+    by_truth = edge_loss(edges, quality, targets, matches)
+    by_last = edge_distillation(edges, logits, quality, matches)
+    l1, giou = box_losses(edges.reference_cxcywh.expand_as(boxes), targets, matches)
+    expected = {f"edge/decoder.{layer}": 0.3 * by_truth[layer] / 3 for layer in range(3)}
+    expected |= {f"distill/decoder.{layer}": 0.7 * by_last[layer] for layer in range(2)}
+    expected |= {"l1-guess/decoder.0": 4 * l1[0] / 3, "giou-guess/decoder.0": 3 * giou[0] / 3}
+    assert {name for name in terms if "edge" in name or "distill" in name or "guess" in name} == expected.keys()
+    torch.testing.assert_close({name: terms[name] for name in expected}, expected)
+
+    inputs = (edges.logits, edges.reference_cxcywh, output.logits)
+    distilled = torch.autograd.grad(
+        terms["distill/decoder.0"] + terms["distill/decoder.1"], inputs, retain_graph=True, allow_unused=True
+    )
+    assert distilled[0][:2].any() and not distilled[0][2].any() and distilled[1:] == (None, None)
+    assert torch.autograd.grad(terms["edge/decoder.0"], inputs, allow_unused=True)[1:] == (None, None)

@@ -1,5 +1,7 @@
 """Mixed pictures: every box of every picture in them stays on its pixels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,7 @@ def nothing() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("turns", [{}, {"rotate_90": 1.0, "flip_vertical": 0.5}])
 def test_a_mosaic_has_parts_of_four_pictures_and_boxes_on_their_pixels(resize: str, turns: dict[str, float]) -> None:
     samples = [painted(0), painted(1, height=90, width=90), painted(2), painted(3, height=200)]
+    samples = [replace(sample, crowd=sample.labels % 2 == 1) for sample in samples]
     preprocessing = Preprocessing(image_size=SIZE, resize=resize)  # type: ignore[arg-type]
     seen = set()
     for seed in range(10):
@@ -59,7 +62,7 @@ def test_a_mosaic_has_parts_of_four_pictures_and_boxes_on_their_pixels(resize: s
             inner = grey[top + 2 : bottom - 2, left + 2 : right - 2]
             assert inner.size == 0 or (np.abs(inner - 50 * (label + 1)) <= 1).mean() > 0.95
             seen.add(int(label))
-        np.testing.assert_array_equal(np.unique(result.crowd), [False, True][: len(np.unique(result.crowd))])
+        np.testing.assert_array_equal(result.crowd, result.labels % 2 == 1)
     assert seen == {0, 1, 2, 3}
 
 
@@ -70,13 +73,15 @@ def test_a_mosaic_drops_boxes_of_which_little_is_left() -> None:
         result = mosaic([painted(0)] * 4, config(mosaic_scale=(0.8, 1.0)), rng, preprocessing=PREPROCESSING)
         areas = np.prod(result.boxes_xyxy_px[:, 2:] - result.boxes_xyxy_px[:, :2], axis=1) / (SIZE[0] * SIZE[1])
         for area, crowd in zip(areas, result.crowd, strict=True):
-            assert area >= 0.25 * 0.6**2 * whole[int(crowd)]
+            assert area >= 0.25 * 0.8**2 * whole[int(crowd)]
 
 
 def test_mixup_shows_both_pictures_and_keeps_both_sets_of_boxes() -> None:
     first, second = painted(0), painted(3)
+    second = replace(second, boxes_xyxy_px=second.boxes_xyxy_px + 7)
     result = mixup(first, second, np.random.default_rng(0))
-    assert result.labels.tolist() == [0, 0, 3, 3]
+    assert result.labels.tolist() == [0, 0, 3, 3] and result.crowd.tolist() == [False, True] * 2
+    np.testing.assert_array_equal(result.boxes_xyxy_px, np.concatenate([first.boxes_xyxy_px, first.boxes_xyxy_px + 7]))
     both = 0.5 * (first.image.astype(float) + second.image)
     assert np.abs(result.image - both).max() <= 0.05 * 200 + 1
 
@@ -93,6 +98,15 @@ def test_copy_blend_pastes_objects_where_nothing_is() -> None:
     inside = result.image[10:45, 125:165].astype(int)
     assert np.abs(inside - (90 + 140)).max() <= 12
     np.testing.assert_array_equal(result.image[60:], base.image[60:])
+
+
+def test_no_more_than_three_objects_are_pasted() -> None:
+    boxes = np.array([[x, y, x + 20, y + 20] for x in (10, 70, 130) for y in (10, 70)], np.float32)
+    donor = Sample(painted(1).image, boxes, np.arange(6), np.zeros(6, dtype=np.bool_), "donor")
+    empty = Sample(np.zeros((120, 180, 3), np.uint8), np.zeros((0, 4), np.float32), *nothing(), "empty")
+    result = copy_blend(empty, donor, np.random.default_rng(0))
+    assert len(set(result.labels.tolist())) == 3
+    np.testing.assert_array_equal(result.boxes_xyxy_px, boxes[result.labels])
 
 
 def test_a_crowd_is_not_pasted() -> None:

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from oracle import matched_difference, randomise
+from setdet.boxes import cxcywh_to_xyxy
 from setdet.errors import ConfigError, WeightsError
 from setdet.losses.config import LossConfig
 from setdet.losses.criterion import Criterion
@@ -15,11 +16,13 @@ from setdet.models.denoising import make_denoising_queries
 from setdet.models.deploy import fold
 from setdet.models.distributions import BINS, boxes_from_edges, edge_targets
 from setdet.models.layers import GroupedConv2d
+from setdet.models.queries import PRIOR_PROBABILITY, make_box_head, make_class_head, make_edge_head
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.models.self_attention import QueryGroups, attend
 from setdet.models.variants import MODELS, model_config
 from setdet.targets import Targets
 from setdet.weights.remap import from_authors_v1
+from small_data import SMALL
 
 DISCRETE = ("r18", "r34", "r50m", "r50")
 PUBLISHED_PARAMETERS = {
@@ -123,6 +126,44 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert without == []
 
 
+def reaches(output: Tensor, module: nn.Module) -> bool:
+    """Whether the module learns from it."""
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def test_boxes_learn_from_their_own_layer_and_the_next() -> None:
+    """As in DINO's "look forward twice"; boxes further back, and the selection, learn from their own losses alone."""
+    model = build_model(SMALL.override(["decoder.layers=3"])).train()
+    randomise(model, seed=0)
+    output = model(torch.rand(2, 3, 64, 96))
+    heads = model.decoder.box_heads
+    learns = [[reaches(boxes, head) for head in heads] for boxes in output.boxes_cxcywh]
+    assert learns == [[True, False, False], [True, True, False], [False, True, True]]
+    assert not any(reaches(output.logits, head) for head in heads)
+    assert not reaches(output.logits, model.query_selection)
+    assert not reaches(output.boxes_cxcywh, model.query_selection)
+
+
+def test_the_guess_that_edges_are_shifts_of_learns_from_itself_alone() -> None:
+    model = build_model(SMALL.override(["decoder.layers=2", "decoder.box_refinement=distribution"])).train()
+    randomise(model, seed=0)
+    output = model(torch.rand(2, 3, 64, 96))
+    guess = model.decoder.first_box_head
+    assert reaches(output.edges.reference_cxcywh, guess)
+    assert not reaches(output.boxes_cxcywh, guess) and not reaches(output.logits, guess)
+    assert not reaches(output.boxes_cxcywh, model.query_selection)
+    assert reaches(output.boxes_cxcywh[1], model.decoder.box_heads[0])  # shifts add up
+
+
+def test_heads_start_at_their_prior_and_without_a_shift() -> None:
+    features = torch.randn(5, 8)
+    scores = make_class_head(8, 3)(torch.zeros(8)).sigmoid()
+    torch.testing.assert_close(scores, torch.full((3,), PRIOR_PROBABILITY))
+    assert not make_box_head(8)(features).any() and not make_edge_head(8)(features).any()
+
+
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (32, 32), (64, 160)])
 def test_a_small_picture_gives_as_many_queries_as_it_has_tokens(height: int, width: int) -> None:
     tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
@@ -202,7 +243,7 @@ def test_attention_of_many_tokens_keeps_no_weights(monkeypatch: pytest.MonkeyPat
     assert largest == [2 * 3 * 9 * 9, 2 * 3 * 9 * 8], "all weights; queries, keys and values alone"
 
 
-def test_denoising_copies_are_near_their_box_and_negatives_are_not_nearer() -> None:
+def test_positives_are_near_the_box_that_they_are_copies_of() -> None:
     generator = torch.Generator().manual_seed(0)
     queries = make_denoising_queries(TARGETS, num_classes=6, queries=40, label_noise=0.0, generator=generator)
     assert queries is not None
@@ -215,6 +256,25 @@ def test_denoising_copies_are_near_their_box_and_negatives_are_not_nearer() -> N
     assert (moved <= truth[:, 2:] / 2 + 1e-6).all(), "a positive's corners move by less than half its size"
     assert (queries.labels[1] == 6).all(), "a picture without boxes holds padding alone"
     assert queries.copies == 2 * 2
+
+
+def test_corners_and_labels_are_as_noisy_as_asked() -> None:
+    truth = Targets(labels=torch.tensor([2]), boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.1, 0.2]]), counts=(1,))
+    generator = torch.Generator().manual_seed(0)
+    queries = make_denoising_queries(
+        truth, num_classes=6, queries=500, label_noise=0.5, box_noise=0.5, generator=generator
+    )
+    assert queries is not None
+    moved = (cxcywh_to_xyxy(queries.boxes_cxcywh[0]) - cxcywh_to_xyxy(truth.boxes_cxcywh)).abs()
+    reach = moved / (0.5 * torch.tensor([0.05, 0.1, 0.05, 0.1]))  # a noise of 0.5, in half-sizes
+    is_positive = torch.zeros(len(reach), dtype=torch.bool)
+    is_positive[queries.positive_index[1]] = True
+    positives, negatives = reach[is_positive], reach[~is_positive]
+    assert len(positives) == len(negatives) == 500
+    assert positives.min() < 0.1 and 0.9 < positives.max() < 1 + 1e-5
+    assert 1 - 1e-5 < negatives.min() < 1.1 and 1.9 < negatives.max() < 2 + 1e-5
+    # Half of the noise is applied, and one in six of the labels drawn anew is the old one.
+    assert (queries.labels != 2).float().mean().item() == pytest.approx(0.25 * 5 / 6, abs=0.04)
 
 
 def test_no_boxes_no_denoising() -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from oracle import randomise
-from setdet.errors import ConfigError
 from setdet.images import Preprocessing
 from setdet.models.denoising import make_denoising_queries
 from setdet.models.rivals import rivalry
@@ -77,9 +76,15 @@ def test_a_fresh_embedding_changes_nothing_and_a_trained_one_does() -> None:
     assert (told(images).logits != plain(images).logits).any()
 
 
-def test_learned_queries_have_no_scores_to_be_told_of() -> None:
-    with pytest.raises(ConfigError, match="come without scores"):
-        TOLD.override(["decoder.query_source=learned"])
+def test_every_layer_is_told_what_the_one_before_it_found() -> None:
+    model = build_model(TOLD).eval()
+    randomise(model, seed=0)
+    told: list[tuple[Tensor, Tensor]] = []
+    for embedding in model.decoder.rivals:
+        embedding.register_forward_pre_hook(lambda _, given: told.append(given))
+    output = model(torch.rand(1, 3, 64, 96))
+    found = [(output.encoder_boxes_cxcywh, output.encoder_logits), (output.boxes_cxcywh[0], output.logits[0])]
+    torch.testing.assert_close(told, found, rtol=0, atol=0)
 
 
 def test_every_parameter_learns_and_boxes_and_scores_get_no_gradient_through_it() -> None:
@@ -127,7 +132,9 @@ def test_training_may_start_from_weights_with_or_without(known: bool, wanted: bo
     save_checkpoint(tmp_path / "source.safetensors", state=source.state_dict(), info=info)
     report = initialize_from(model, tmp_path / "source.safetensors", names)
     assert any(f"what queries are told of their rivals {says}" in line for line in report)
-    shared = [name for name in model.state_dict() if "rivals" not in name]
-    assert len(shared) == sum("rivals" not in name for name in source.state_dict())
-    for name in shared:
-        assert torch.equal(model.state_dict()[name], source.state_dict()[name]), name
+    started, given = (
+        {name: tensor for name, tensor in one.state_dict().items() if "rivals" not in name} for one in (model, source)
+    )
+    assert started.keys() == given.keys()
+    for name, tensor in given.items():
+        assert torch.equal(started[name], tensor), name

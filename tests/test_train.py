@@ -19,11 +19,12 @@ import yaml
 
 import setdet.training.run as run_module
 import setdet.training.session as session_module
-from setdet.data.loader import Batch
+from setdet.data.loader import Batch, TrainingLoader
 from setdet.data.schema import Dataset, Record
 from setdet.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from setdet.models.rtdetr import RTDETR
 from setdet.models.variants import MODELS, DecoderConfig, EncoderConfig, HGNetStage, HGNetV2Config
+from setdet.runtime.torch import TorchRuntime
 from setdet.training.config import TrainConfig
 from setdet.training.run import train
 from setdet.training.session import Session
@@ -248,9 +249,84 @@ def test_killed_run_resumes_from_its_last_state_and_repeats_the_rest(
     assert [line["step"] for line in lines(tmp_path / "parts", "step")] == [2, 4, 6]
 
 
-def test_accumulated_batches_count_as_one_step(dataset: Dataset, tmp_path: Path) -> None:
+def test_accumulated_batches_count_as_one_step(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, batches = run_module.backward, []
+
+    def seen(batch: Batch, **arguments: Any) -> dict[str, torch.Tensor]:
+        batches.append((arguments["share"], arguments["is_last"]))
+        return original(batch, **arguments)
+
+    monkeypatch.setattr(run_module, "backward", seen)
     result = train(dataset, tiny(accumulate=2, epochs=1), out=tmp_path / "run")
-    assert result.steps == 2  # three batches: two, then one
+    assert result.steps == 2
+    assert batches == [(0.5, False), (0.5, True), (1.0, True)], "three batches: two, then one"
+
+
+def test_rates_optimiser_and_augmentation_are_the_configured_ones(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, augmented = session_module.training_loader, {}
+
+    def seen(records: tuple[Record, ...], **arguments: Any) -> TrainingLoader:
+        augment = arguments["augment"]
+        augmented[arguments["epoch"]] = (augment.photometric, augment.mosaic)
+        return original(records, **arguments)
+
+    monkeypatch.setattr(session_module, "training_loader", seen)
+    config = tiny(
+        epochs=3,
+        plain_epochs=1,
+        mix_epochs=1,
+        augment={"mosaic": 0.3},
+        optimizer="muon",
+        learning_rate=1e-3,
+        schedule="flat-cosine",
+        final_rate=0.5,
+        warmup="quadratic",
+        warmup_steps=2,
+        log_every_steps=1,
+    )
+    train(dataset, config, out=tmp_path / "run")
+    rates = [1000 * line["learning_rate"] for line in lines(tmp_path / "run", "step")]  # type: ignore[operator]
+    assert rates == pytest.approx([0.25, 1, 1, 1, 1, 0.75, 0.5, 0.5, 0.5])
+    assert augmented == {0: (0.5, 0.3), 1: (0.5, 0), 2: (0, 0)}
+    groups = torch.load(tmp_path / "run" / STATE, weights_only=True)["optimizer"]["param_groups"]
+    assert {group["matrices"] for group in groups} == {0, 1, 3}
+
+
+def test_the_averaged_weights_are_measured_every_so_often_and_at_the_end(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[RTDETR] = []
+
+    def runtime(*, model: RTDETR, **settings: Any) -> TorchRuntime:
+        measured.append(model)
+        return TorchRuntime(model=model, **settings)
+
+    monkeypatch.setattr(session_module, "TorchRuntime", runtime)
+    train(dataset, tiny(epochs=3, evaluate_every=2), out=tmp_path / "run")
+    assert ["val" in line for line in lines(tmp_path / "run", "epoch")] == [False, True, True]
+    state, last = torch.load(tmp_path / "run" / STATE, weights_only=True), measured[-1].state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in state["ema"].items())
+    assert any(not torch.equal(value, last[name]) for name, value in state["model"].items())
+
+
+def test_a_folder_that_another_run_has_taken_meanwhile_is_left_to_it(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, prepare = tmp_path / "run/config.yaml", session_module.build_parts
+
+    def overtaken(config: TrainConfig, **arguments: Any) -> Any:
+        theirs.parent.mkdir()
+        theirs.write_text("theirs")
+        return prepare(config, **arguments)
+
+    monkeypatch.setattr(session_module, "build_parts", overtaken)
+    with pytest.raises(OutputError, match="another run has begun in this folder"):
+        train(dataset, tiny(epochs=1), out=tmp_path / "run")
+    assert theirs.read_text() == "theirs" and list(theirs.parent.iterdir()) == [theirs]
 
 
 def test_resuming_a_finished_run_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:

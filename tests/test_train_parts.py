@@ -4,22 +4,28 @@ import itertools
 import json
 import math
 import resource
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
+from cases import record
+from setdet.data.loader import Batch
 from setdet.data.schema import Dataset, Record
 from setdet.data.sources import make_splits
 from setdet.data.transforms import AugmentConfig
 from setdet.errors import ConfigError, OutputError, TrainingError
 from setdet.models.rtdetr import build_model
+from setdet.targets import Targets
 from setdet.training.config import TrainConfig
 from setdet.training.devices import choose_device, choose_precision
 from setdet.training.ema import Ema, decay_for, warmup_for
+from setdet.training.interrupt import stop_on_signal
 from setdet.training.logs import MOST_SKIPPED_IN_A_ROW, LossWatch, RunLog, SkippedStep, mean_terms, total
 from setdet.training.optim import (
     build_optimizer,
@@ -32,8 +38,8 @@ from setdet.training.optim import (
 from setdet.training.recipes import paper_v1, recipe
 from setdet.training.schedule import rate_factor, warmup_steps_for
 from setdet.training.setup import augment_in, choose_pictures, configured_model
-from setdet.training.state import Progress, save_state
-from setdet.training.step import noise_generator
+from setdet.training.state import Progress, fingerprint, save_state
+from setdet.training.step import SoundStatistics, backward, noise_generator, optimizer_step
 
 
 def factors(schedule: str, *, total: int = 100, warmup: int = 10, final_rate: float = 0.0) -> list[float]:
@@ -143,6 +149,71 @@ def test_noise_depends_on_its_place_in_the_run_alone() -> None:
 
     assert draw() == draw()
     assert len({draw(), draw(seed=1), draw(epoch=1), draw(batch=1), draw(rank=1)}) == 5
+
+
+def test_pictures_go_in_from_0_to_1_and_a_gradient_counts_by_its_share() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, images: Tensor, denoising: None) -> Tensor:
+            return self.scale * images.mean()
+
+    model = Mean()
+    targets = Targets(labels=torch.zeros(0, dtype=torch.int64), boxes_cxcywh=torch.zeros(0, 4), counts=(0,))
+    terms = backward(
+        Batch(images=torch.full((1, 3, 32, 32), 204, dtype=torch.uint8), targets=targets, indices=(0,)),
+        fabric=Fabric(accelerator="cpu", devices=1),
+        model=model,
+        criterion=lambda output, *_: {"class": 2 * output, "box": output},  # type: ignore[dict-item, operator]
+        config=TrainConfig(),
+        num_classes=2,
+        generator=torch.Generator(),
+        share=0.25,
+    )
+    assert terms == {"class": pytest.approx(3.2), "box": pytest.approx(1.6)}
+    assert model.scale.grad == pytest.approx(0.25 * 3 * 0.8)
+
+
+def test_a_gradient_is_clipped_moves_the_weights_and_is_cleared() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    layer = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    optimizer = fabric.setup_optimizers(torch.optim.SGD(layer.parameters(), lr=1.0))
+    layer.weight.grad = torch.tensor([[30.0, 40.0]])
+    norm = optimizer_step(
+        fabric=fabric,
+        model=layer,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        clip_norm=0.1,
+        statistics=SoundStatistics(layer),
+    )
+    assert norm == 50 and layer.weight.grad is None
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[-0.06, -0.08]]))
+
+
+def test_a_second_ctrl_c_acts_as_it_always_does() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.wanted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_fingerprint_tells_apart_all_that_is_learned_from() -> None:
+    one, names = record(np.array([[1, 1, 9, 9]], dtype=np.float32), np.array([0])), ("a", "b")
+    others = (
+        replace(one, image=Path("other.png")),
+        replace(one, boxes_xyxy_px=one.boxes_xyxy_px + 1),
+        replace(one, labels=np.array([1])),
+        replace(one, crowd=np.array([True])),
+    )
+    prints = [fingerprint((each,), names) for each in (one, *others)]
+    assert len({*prints, fingerprint((one,), ("a", "c"))}) == 6
+    assert fingerprint((replace(one, image=Path("moved") / one.image),), names) == prints[0]
 
 
 def test_loss_watch_reads_each_batch_and_names_the_broken_one() -> None:
@@ -348,7 +419,8 @@ def test_recipes() -> None:
     scratch, tuned = paper_v1(model="rtdetr-r50"), paper_v1(model="rtdetr-r50", init="weights")
     assert scratch.backbone_rate is None and scratch.freeze == ()
     assert tuned.backbone_rate == 1e-5 and tuned.freeze == ("backbone.stem", "norms")
-    frozen_modules(build_model("rtdetr-r50", num_classes=2), tuned.freeze)
+    with torch.device("meta"):
+        frozen_modules(build_model("rtdetr-r50", num_classes=2), tuned.freeze)
     assert recipe("paper-v1").model == "rtdetr-r50"
     assert set(paper_v1().augment.multi_scale) == set(range(480, 801, 32))
     assert set(recipe("paper-v1", image_size=(320, 320)).augment.multi_scale) == set(range(256, 385, 32))

@@ -12,8 +12,10 @@ from setdet.data.transforms import (
     NO_AUGMENTATION,
     AugmentConfig,
     batch_preprocessing,
+    color_matrix,
     published_scales,
 )
+from setdet.data.windows import LUMA
 from setdet.errors import ConfigError
 from setdet.images import Preprocessing
 
@@ -144,6 +146,21 @@ def test_crop_keeps_boxes_by_their_centre_and_at_least_one() -> None:
     assert len(sizes) > 15
 
 
+def test_crop_overlaps_a_box_as_much_as_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setdet.data.transforms._CROP_MIN_IOU", (0.3,))
+    config = AugmentConfig(**(NO_AUGMENTATION.to_dict() | {"iou_crop": 1.0}))
+    sample = painted_sample(BOXES[:1])
+    (whole,) = np.prod(BOXES[:1, 2:] - BOXES[:1, :2], axis=1)
+    overlaps = []
+    for seed in range(20):
+        result = augment(sample, config, np.random.default_rng(seed))
+        height, width = result.image.shape[:2]
+        (seen,) = np.prod(result.boxes_xyxy_px[:, 2:] - result.boxes_xyxy_px[:, :2], axis=1)
+        if (height, width) != (HEIGHT, WIDTH):
+            overlaps.append(seen / (height * width + whole - seen))
+    assert len(overlaps) > 10 and min(overlaps) > 0.28  # crops are rounded to whole pixels
+
+
 def test_pictures_without_boxes_pass_through_everything() -> None:
     empty = painted_sample(np.zeros((0, 4), dtype=np.float32))
     for seed in range(5):
@@ -186,6 +203,36 @@ def test_colors_are_turned_and_swapped() -> None:
     sample.image[:] = (200, 100, 50)
     strongest = {int(np.argmax(augment(sample, config, np.random.default_rng(seed)).image[0, 0])) for seed in range(40)}
     assert strongest == {0, 1, 2}
+
+
+class Only(np.random.Generator):
+    """Draws one change alone: brightness, contrast, saturation, hue or order, by its number."""
+
+    def __init__(self, change: int, *, seed: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.change = change
+
+    def random(self, size: int) -> np.ndarray:  # type: ignore[override]
+        return np.where(np.arange(size) == self.change, 0.0, 1.0)
+
+
+def test_every_change_of_colors_keeps_what_it_should() -> None:
+    brightness, contrast, saturation, hue = (
+        np.stack([color_matrix(0.5, Only(change, seed=seed)) for seed in range(60)]) for change in range(4)
+    )
+    for scaled, least, most in ((brightness, 0.875, 1.125), (contrast, 0.5, 1.5)):
+        by = scaled[:, 0, 0]
+        np.testing.assert_allclose(scaled[:, :, :3], by[:, None, None] * np.eye(3))
+        assert least <= by.min() < 0.8 * least + 0.2 and 0.8 * most + 0.2 < by.max() <= most
+    np.testing.assert_allclose(contrast[:, :, 3] + contrast[:, :1, 0], 1)  # the mean stays
+    assert not any(changed[:, :, 3].any() for changed in (brightness, saturation, hue))
+
+    greyer, turned = saturation[:, :, :3], hue[:, :, :3]
+    for changed in (greyer, turned):
+        np.testing.assert_allclose(changed.sum(axis=2), 1)  # greys stay
+        assert np.abs(changed - np.eye(3)).max() > 0.1
+    np.testing.assert_allclose(LUMA @ greyer, np.tile(LUMA, (60, 1)))
+    np.testing.assert_allclose(turned @ turned.transpose(0, 2, 1), np.tile(np.eye(3), (60, 1, 1)), atol=1e-12)
 
 
 def test_the_same_seed_gives_the_same_sample() -> None:

@@ -49,8 +49,9 @@ def test_a_checkpoint_comes_back_as_it_was(model: RTDETR, checkpoint: Path) -> N
     info, loaded = load_model(checkpoint)
     assert info == make_info(model) == read_info(checkpoint)
     assert not loaded.training
+    state = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
+        assert torch.equal(state[name], tensor), name
     assert [path.name for path in checkpoint.parent.iterdir()] == ["weights.safetensors"]
 
 

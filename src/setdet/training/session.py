@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from setdet.analyze.matching import FollowedPictures, Matched, instability
 from setdet.data.loader import Batch, TrainingLoader, training_loader
 from setdet.data.writing import write_atomically
-from setdet.errors import TrainingError
+from setdet.errors import OutputError, TrainingError
 from setdet.evaluate import evaluate
 from setdet.images import Preprocessing
 from setdet.predict import Predictor
@@ -112,6 +112,7 @@ class Session:
             )
         fabric.barrier()  # every process has checked and read the folder before the first one writes to it
         if fabric.is_global_zero and not resume:
+            _begin_in(out)
             write_atomically(out / "config.yaml", config.to_yaml())
         log = RunLog(
             folder=out,
@@ -362,6 +363,21 @@ class Session:
         now = time.perf_counter()
         self.progress.seconds += now - self.started
         self.started = now
+
+
+def _begin_in(out: Path) -> None:
+    """Takes the folder for this run.
+
+    Raises:
+        OutputError: another run has taken it since it was found to be free.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").touch(exist_ok=False)
+    except FileExistsError:
+        raise OutputError(
+            f"{out}: another run has begun in this folder meanwhile. Start again, or choose another with --out."
+        ) from None
 
 
 def _in_words(metrics: dict[str, Any]) -> str:
