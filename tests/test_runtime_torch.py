@@ -1,5 +1,7 @@
 """The engine that runs a model with PyTorch, against the model itself."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from setdet.models.outputs import RTDETROutput
 from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR, build_model
 from setdet.runtime.base import best_candidates
-from setdet.runtime.torch import TorchRuntime, select_device
+from setdet.runtime.torch import Precision, TorchRuntime, select_device
 from small_data import SMALL
 
 
@@ -48,6 +50,16 @@ def test_it_gives_what_the_model_gives(model: RTDETR) -> None:
         for box, score, label in zip(boxes[picture], scores[picture], labels[picture], strict=True):
             same = np.abs(expected[:, label] - score) < 2e-4
             assert (np.abs(corners[same] - box).max(axis=1) < 2e-3).any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_share_a_runtime(model: RTDETR, precision: Precision) -> None:
+    runtime, shown = TorchRuntime(model=model, precision=precision), pictures(4)
+    expected = [runtime(shown[index : index + 1])[1] for index in range(4)]
+    with ThreadPoolExecutor(4) as cameras:
+        found = cameras.map(lambda number: runtime(shown[number % 4][None])[1], range(24))
+        for number, scores in enumerate(found):
+            np.testing.assert_array_equal(scores, expected[number % 4])
 
 
 def test_candidates_without_torch_are_those_of_torch() -> None:
