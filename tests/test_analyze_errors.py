@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from setdet.analyze.thresholds import choose_thresholds
 from setdet.analyze.tide import WRONG_KINDS
 from setdet.api import load
 from setdet.cli import main
-from setdet.cli.analyze.errors import _may_have_learnt
+from setdet.cli.analyze.errors import _choose, _may_have_learnt
 from setdet.data.schema import Record
-from setdet.data.sources import read_dataset
+from setdet.data.sources import hold_out, read_dataset
 from setdet.detections import Detections
 from setdet.errors import DataError, UsageError
 from setdet.metrics.coco import coco_metrics
@@ -138,6 +139,17 @@ def test_ap_is_cocos_in_all_and_by_size(seed: int, kind: dict[str, float]) -> No
         assert group.ap == (None if ap is None else pytest.approx(ap, abs=1e-6))
     assert one.costs.ap50 == pytest.approx(expected.ap50, abs=1e-6)
     assert sum(group.boxes for group in one.sizes) >= sum(theirs.boxes for theirs in expected.per_class)
+
+
+def test_sizes_go_by_segments_and_an_edge_is_in_both_groups_and_a_crowd_in_none() -> None:
+    boxes = np.array([[0, 0, 32, 32], [50, 50, 150, 150], [160, 160, 190, 190]], dtype=np.float32)
+    labels = np.zeros(3, dtype=np.int64)
+    truth = replace(record(boxes, labels, np.array([False, False, True])), areas_px=np.array([1024.0, 900.0, 900.0]))
+    found = detections(boxes[:2], labels[:2])
+    one, expected = analysis([truth], [found]), coco_metrics([truth], [found], NAMES)
+    assert [group.boxes for group in one.sizes] == [2, 1, 0]
+    by_size = [expected.ap_small, expected.ap_medium, expected.ap_large]
+    assert [group.ap for group in one.sizes] == [None if ap is None else pytest.approx(ap) for ap in by_size]
 
 
 def test_shapes_are_told_apart() -> None:
@@ -284,6 +296,21 @@ def test_scores_chosen_on_pictures_kept_aside_need_no_warning() -> None:
     assert not _may_have_learnt({"config": config}, share=0.1, seed=3)
     assert _may_have_learnt({"config": config}, share=0.3, seed=3)
     assert _may_have_learnt({"config": config}, share=0.2, seed=0)
+
+
+def test_scores_are_chosen_on_the_pictures_that_the_seed_holds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("setdet.analyze.thresholds.choose_thresholds", lambda predictor, records, **_: records)
+    dataset = read_dataset(write_voc(tmp_path / "data", train=10))
+    predictor = type("Known", (), {"class_names": CLASS_NAMES})()
+    seen = []
+    for seed in (0, 1):
+        chosen = _choose(predictor, dataset, share=0.3, seed=seed, progress=False)
+        _, held = hold_out(dataset.splits["train"], share=0.3, seed=seed)
+        seen.append([one.image for one in chosen])  # type: ignore[attr-defined]
+        assert seen[-1] == [one.image for one in held]
+    assert seen[0] != seen[1]
 
 
 def test_a_bar_says_how_far_it_is(tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 import setdet
 from cases import record
 from oracle import randomise
-from setdet.analyze.attention import read_attention
-from setdet.analyze.layers import box_movement
+from setdet.analyze.attention import _Seen, read_attention
+from setdet.analyze.layers import LayerStudy, box_movement, depth_latencies
 from setdet.analyze.matching import FollowedPictures, Matched, changed_share, instability
 from setdet.analyze.queries import QueryStudy, Selected, spearman
 from setdet.analyze.stages import StageDetections
-from setdet.analyze.watch import looks, token_places, watch
+from setdet.analyze.watch import Pass, looks, token_places, watch
 from setdet.boxes import cxcywh_to_xyxy
 from setdet.cli import main
 from setdet.data.schema import Record
@@ -29,6 +30,7 @@ from setdet.folders import distinct_names
 from setdet.images import Placement, Preprocessing, read_image
 from setdet.losses.config import LossConfig
 from setdet.metrics.coco import coco_metrics
+from setdet.models.outputs import RTDETROutput
 from setdet.models.rtdetr import build_model
 from setdet.weights.files import CheckpointInfo, save_checkpoint
 from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
@@ -131,6 +133,31 @@ def test_boxes_that_move() -> None:
     iou, shift = box_movement(before, after)
     np.testing.assert_allclose(iou, [1, 1 / 3, 0], atol=1e-6)
     np.testing.assert_allclose(shift, [0, 0.5, 3], atol=1e-6)
+
+
+def test_every_layer_is_measured_against_the_one_before_it() -> None:
+    first, second, nowhere = [0.175, 0.175, 0.25, 0.25], [0.675, 0.675, 0.55, 0.55], [0.1, 0.9, 0.05, 0.05]
+    # The selection finds the second object with query 1, both layers with query 2, which the first of them moves there.
+    boxes = torch.tensor([[first, second, nowhere], [first, second, second], [first, second, second]])[:, None]
+    labels = torch.tensor([[0, 1, 2], [0, 2, 1], [0, 2, 1]])
+    logits = 9.0 * (2 * torch.nn.functional.one_hot(labels, 3) - 1)[:, None]
+    study = LayerStudy(class_names=("crack", "dent", "stain"))
+    inside = Pass(
+        output=RTDETROutput(logits[1:], boxes[1:], logits[0], boxes[0]),
+        reference_cxcywh=boxes[0],
+        tokens=None,
+        shapes=(),
+    )
+    placement = Placement(original_size=(200, 200), input_size=(64, 64), top=0, left=0, height=64, width=64)
+    study.add(TRUTH, inside, placement)
+    selection, one, two = study.result(default_layers=2, latencies_ms=[1.0, 2.0]).stages
+    assert [stage.name for stage in (selection, one, two)] == ["selection", "layer 1", "layer 2"]
+    assert [stage.latency_ms for stage in (selection, one, two)] == [None, 1.0, 2.0]
+    assert [stage.match_changed for stage in (selection, one, two)] == [None, 0.5, 0.0]
+    assert selection.ap50 == one.ap50 == two.ap50 == pytest.approx(1)
+    assert selection.moved is None and one.moved is not None and one.moved_matched is not None
+    assert one.moved.below["0.5"] == pytest.approx(1 / 3) and one.moved_matched.below["0.5"] == 0.5
+    assert two.moved is not None and two.moved.below["0.99"] == two.moved.shift == 0
 
 
 class TestInstability:
@@ -252,6 +279,7 @@ def test_watching_changes_nothing_and_sees_each_picture(weights: Path, data: Pat
     model = detector.predictor.runtime.model  # type: ignore[attr-defined]
     with watch(model):
         pass
+    assert len(depth_latencies(detector.predictor, read_image(pictures[0]), rounds=2)) == model.decoder.eval_layers == 2
     assert not model._forward_hooks and not model.query_selection._forward_hooks
 
 
@@ -273,6 +301,22 @@ def test_attention_adds_up_to_what_the_model_computes(weights: Path, data: Path)
         assert one.aifi.shape[2:] == (2, 2)
     with pytest.raises(UsageError, match="detections 1 to 20"):
         read_attention(detector.predictor, picture, number=21)
+
+
+def test_attention_is_read_from_the_cell_that_the_detection_lies_in(weights: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (120, 40, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "tall.png"), noise)
+    read = read_attention(setdet.load(weights, device="cpu").predictor, tmp_path / "tall.png")
+    across, down = read.cells_px
+    np.testing.assert_allclose(across, [0, 20, 40])
+    np.testing.assert_allclose(down, [0, 60, 120])
+    for one in read.detections.values():
+        left, top, right, bottom = one.layers[-1].refined_xyxy_px
+        assert one.aifi_cell == (int((top + bottom) / 2 >= 60), int((left + right) / 2 >= 20))
+    assert len({one.aifi_cell for one in read.detections.values()} - {(0, 0), (1, 1)}) > 0
+    attention = torch.rand(1, 2, 6, 6)  # of 2 rows of 3 cells
+    seen = _Seen(points=[], aifi=[attention]).from_cell((1, 0), ((8, 12), (4, 6), (2, 3)))
+    np.testing.assert_array_equal(seen, attention[:, :, 3].unflatten(2, (2, 3)))
 
 
 def test_sampling_points_are_those_that_are_sampled() -> None:

@@ -90,6 +90,14 @@ def test_load_and_predict(detector: setdet.Detector) -> None:
         detector.predict(["missing.png"])
 
 
+def test_what_is_asked_for_reaches_the_engine(weights: Path) -> None:
+    detector = setdet.load(weights, device="cpu", queries=5, precision="bf16", reduced_decoding=True)
+    assert detector.predictor.reduced_decoding and detector.predictor.runtime.precision == "bf16"  # type: ignore[attr-defined]
+    assert [len(one) for one in detector.predict([np.zeros((64, 64), np.uint8)], threshold=0.0)] == [5]
+    with pytest.raises(UsageError, match="decoder_layers=9"):
+        setdet.load(weights, device="cpu", decoder_layers=9)
+
+
 def test_a_run_folder_is_a_source(weights: Path, detector: setdet.Detector) -> None:
     assert setdet.load(weights.parent, device="cpu").info == detector.info
 

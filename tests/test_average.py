@@ -74,6 +74,19 @@ def test_runs_that_began_differently_are_told_of(tmp_path: Path) -> None:
     assert average([tuned, tmp_path / "other.safetensors"], out=tmp_path / "again.safetensors") == []
 
 
+def test_weights_that_are_as_good_as_random_to_each_other_are_told_of(tmp_path: Path) -> None:
+    info, state = load_checkpoint(write(tmp_path / "any.safetensors", seed=1))
+    matrices = {name for name, tensor in state.items() if tensor.ndim > 1}
+    runs = [state | {name: torch.randn_like(state[name]) for name in matrices} for _ in range(2)]
+    runs.append({name: t + 0.5 * torch.randn_like(t) if name in matrices else t for name, t in runs[0].items()})
+    first, random, tuned = paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path, run in zip(paths, runs, strict=True):
+        save_checkpoint(path, state=run, info=info)
+    (note,) = average([first, random], out=tmp_path / "mean.safetensors")
+    assert note.startswith(f"{len(matrices)} of {len(matrices)} weight matrices")
+    assert average([first, tuned], out=tmp_path / "tuned.safetensors") == []
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [

@@ -138,9 +138,10 @@ def test_every_combination_of_ways() -> None:
 
 
 def test_candidates_that_differ_in_layers_are_one_line(data: Path) -> None:
-    clock = Clock()
+    clock, hints = Clock(), list[str]()
 
     def opened(hint: str) -> Predictor:
+        hints.append(hint)
         return Predictor(runtime=Sleeper(clock), class_names=("a",), preprocessing=Preprocessing(image_size=(64, 64)))
 
     candidates = [Candidate(name=f"x, {n} layers", line="x", open=opened) for n in (1, 2)]
@@ -154,6 +155,7 @@ def test_candidates_that_differ_in_layers_are_one_line(data: Path) -> None:
         say=lambda line: None,
     )
     assert list(compared.measured) == ["x, 1 layers", "x, 2 layers", "y"]
+    assert hints == ["latency"] * 3 + ["throughput"] * 3
     assert list(compared.peers) == ["theirs"]
     chart = accuracy_over_time(compared)
     assert chart is not None

@@ -45,6 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if asked and self.headers.get("If-Range") == server.etag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(server.content):
+                self.send_error(416)
+                return
             self.send_response(206)
         else:
             self.send_response(200)
@@ -108,6 +111,16 @@ class TestDownload:
             fetch(server.url, tmp_path / "w.pth")
         server.etag, server.content = '"2"', CONTENT[::-1]
         assert fetch(server.url, tmp_path / "w.pth").read_bytes() == CONTENT[::-1]
+
+    def test_begins_anew_where_there_is_nothing_to_go_on_with(self, server: Server, tmp_path: Path) -> None:
+        (tmp_path / "w.pth.part").write_bytes(CONTENT)  # whole, and nobody was left to put it in its place
+        (tmp_path / "w.pth.part.etag").write_text(server.etag)
+        assert fetch(server.url, tmp_path / "w.pth").read_bytes() == CONTENT
+        assert server.requests == [f"bytes={len(CONTENT)}-", ""]
+        server.requests.clear()
+        server.etag, server.cuts = 'W/"1"', 1  # a weak one says nothing of single bytes
+        assert fetch(server.url, tmp_path / "other.pth").read_bytes() == CONTENT
+        assert server.requests == ["", ""]
 
     def test_a_missing_file_is_said_with_what_to_do(self, server: Server, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"/no: the server answers 404 Not Found\. Check .* put it at .*w\.pth"):

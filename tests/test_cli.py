@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from setdet.folders import make_next, next_unused, unused
 from setdet.models.facts import FACTS
 from setdet.models.variants import MODELS
 from setdet.weights.catalog import CATALOG, Entry, resolve
+from setdet.weights.classes import COCO_CLASSES
 from setdet.weights.files import read_info
 from small_data import CLASS_NAMES, SMALL, write_voc, write_weights
 
@@ -199,6 +201,7 @@ def test_surfaces_are_made_checked_and_repeatable(tmp_path: Path, capsys: pytest
     files = [sorted(path.relative_to(name) for path in Path(name).rglob("*") if path.is_file()) for name in ("a", "b")]
     assert files[0] == files[1]
     assert all((Path("a") / file).read_bytes() == (Path("b") / file).read_bytes() for file in files[0])
+    assert Path("images/train/crazing_3_000000.png") in files[0]  # named after the seed
     assert "COCO" in capsys.readouterr().out
 
 
@@ -320,6 +323,15 @@ def test_predict_without_drawings(tmp_path: Path, weights: Path) -> None:
     assert [path.name for path in Path("found").iterdir()] == ["detections.csv"]
 
 
+def test_detections_of_cocos_classes_are_saved_under_cocos_ids() -> None:
+    found = Detections.from_arrays(
+        boxes_xyxy_px=[[0, 0, 1, 1]], scores=[0.9], labels=[79], class_names=COCO_CLASSES, image_size=(4, 4)
+    )
+    (text,) = predict._documents("coco", [found], {}).values()
+    (annotation,) = json.loads(text)["annotations"]
+    assert annotation["category_id"] == 90
+
+
 def test_predict_prints_json_lines(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = write_voc(tmp_path / "data") / "val" / "images"
     assert main(["predict", str(weights), str(pictures), "--threshold", "0", "--json"]) == 0
@@ -366,6 +378,65 @@ def test_val_prints_the_same_as_table_and_json(
     assert main(["val", str(weights), str(data), "--split", "train", "--confidence", "0.3"]) == 0
     table = capsys.readouterr().out
     assert "8 pictures, 8 boxes (train)" in table and "score of 0.300" in table
+
+
+@pytest.mark.parametrize("verb", ["predict", "val"])
+def test_every_option_of_an_engine_reaches_it(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def load(weights: str, **named: Any) -> None:
+        given.update(named, weights=weights)
+        raise SetdetError("that is all")
+
+    monkeypatch.setattr("setdet.api.load", load)
+    options = "--device cuda:1 --decoder-layers 2 --queries 50 --precision bf16 --threads 3 --hint throughput"
+    command = [verb, "w.onnx", str(write_voc(tmp_path / "data") / "val" / "images"), *options.split()]
+    assert main([*command, "--reduced-decoding"]) == 1
+    assert given == {
+        "weights": "w.onnx",
+        "device": "cuda:1",
+        "decoder_layers": 2,
+        "queries": 50,
+        "precision": "bf16",
+        "threads": 3,
+        "hint": "throughput",
+        "reduced_decoding": True,
+    }
+
+
+def test_every_option_of_training_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def train(data: str, **named: Any) -> None:
+        given.update(named, data=data)
+        raise SetdetError("that is all")
+
+    monkeypatch.setattr("setdet.api.train", train)
+    options = (
+        "--model m --init i --backbone-weights b --freeze norms --freeze backbone --recipe deim --epochs 3 "
+        "--image-size 64x96 --batch-size 5 --device cuda --precision bf16 --workers 6 --out o --seed 7 "
+        "--select-on 0.25 --resume --set queries=8 --set ema.decay=0.9"
+    )
+    assert main(["train", "steel", *options.split()]) == 1
+    assert given == {
+        "data": "steel",
+        "model": "m",
+        "init": "i",
+        "backbone_weights": Path("b"),
+        "freeze": ["norms", "backbone"],
+        "recipe": "deim",
+        "epochs": 3,
+        "image_size": (64, 96),
+        "batch_size": 5,
+        "device": "cuda",
+        "precision": "bf16",
+        "workers": 6,
+        "out": Path("o"),
+        "seed": 7,
+        "select_on": 0.25,
+        "resume": True,
+        "overrides": ["queries=8", "ema.decay=0.9"],
+    }
 
 
 def test_train_then_val_then_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,9 @@ def test_what_is_written_is_read_back(name: str, data: st.DataObject) -> None:
             assert [record.image.stem for record in records] == sorted(sample.name for sample in written)
             for record, sample in zip(records, sorted(written, key=lambda sample: sample.name), strict=True):
                 assert_same(load_sample(record), sample)
+                sides = sample.boxes_xyxy_px[:, 2:].astype(np.float64) - sample.boxes_xyxy_px[:, :2]
+                if record.areas_px is not None:  # as COCO states them
+                    np.testing.assert_allclose(record.areas_px, sides.prod(axis=1))
 
 
 def one_sample(name: str = "a", **changes: object) -> Sample:
@@ -133,6 +136,16 @@ def test_voc_by_split_with_pictures_in_folders_of_classes(tmp_path: Path) -> Non
     assert len(dataset.splits["val"][0].labels) == 1
     assert "1 exact duplicates of boxes were dropped." in dataset.notes
     assert "2 boxes marked difficult are kept as ordinary boxes." in dataset.notes
+
+
+def test_one_place_may_hold_boxes_of_two_classes_or_a_box_and_a_crowd(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    xml(tmp_path / "1.xml", ("pit", 1, 1, 5, 5), ("crack", 1, 1, 5, 5))
+    dataset = read_dataset(tmp_path)
+    assert dataset.splits["train"][0].labels.tolist() == [1, 0]
+    assert not any("duplicates" in note for note in dataset.notes)
+    (record,) = coco_of(tmp_path, {"bbox": [1, 1, 4, 5]}, {"bbox": [1, 1, 4, 5], "iscrowd": 1}).splits["val"]
+    assert record.crowd.tolist() == [False, True]
 
 
 def test_yolo_from_windows_and_macos(tmp_path: Path) -> None:

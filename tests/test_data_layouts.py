@@ -77,6 +77,18 @@ def test_writing_refuses_another_list_of_classes(tmp_path: Path, module: ModuleT
     assert read_dataset(tmp_path).class_names == CLASSES
 
 
+def test_what_is_not_used_is_announced_and_splits_may_be_capitalised(tmp_path: Path) -> None:
+    for split in ("Train", "VALID"):
+        picture(tmp_path / f"{split}/images/{split}.png")
+        write(tmp_path / f"{split}/labels/{split}.txt")
+        xml(tmp_path / f"{split}/annotations/{split}.xml", ("pit", 1, 1, 5, 5))
+    write(tmp_path / "classes.txt", "pit\ncrack\n")
+    dataset = read_dataset(tmp_path)
+    assert found(dataset) == {"train": {"Train.png": 1}, "val": {"VALID.png": 1}}
+    assert "There are files of VOC too; they were not read." in dataset.notes
+    assert "Classes without a box: crack." in dataset.notes
+
+
 def test_class_files_have_a_name_a_line(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png")
     (tmp_path / "labels").mkdir()
@@ -158,7 +170,7 @@ def test_yolo_boxes_with_keypoints(tmp_path: Path) -> None:
 def test_yolo_text_files_without_a_picture_are_counted(tmp_path: Path) -> None:
     for name in ("a.png", "sub/b.jpg"):
         picture(tmp_path / "images" / name)
-    (tmp_path / "images/c.jfif").touch()
+    (tmp_path / "images/c.heic").touch()
     for name in ("a", "sub/b", "c", "sub/d"):
         write(tmp_path / f"labels/{name}.txt")
     for other in ("labels/classes.txt", "labels/train.txt", "labels/README.roboflow.txt"):

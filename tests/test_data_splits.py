@@ -40,8 +40,9 @@ def test_every_class_keeps_its_share() -> None:
 
 
 def test_both_parts_get_a_picture_at_least() -> None:
-    kept, held = hold_out(records([[0], [0]]), share=0.01, seed=0)
-    assert len(kept) == len(held) == 1
+    for share in (0.01, 0.99):
+        kept, held = hold_out(records([[0], [0]]), share=share, seed=0)
+        assert len(kept) == len(held) == 1
 
 
 @pytest.mark.parametrize(("count", "share"), [(1, 0.2), (0, 0.2), (5, 0.0), (5, 1.0)])

@@ -152,6 +152,8 @@ def test_cocos_own_classes_get_cocos_own_ids() -> None:
     assert [one["category_id"] for one in document["annotations"]] == [13, 90]
     assert {one["id"]: one["name"] for one in document["categories"]}[90] == "toothbrush"
     assert_same(from_coco(document)[0], found)
+    document["categories"].reverse()  # labels are in the order of the ids, however they are listed
+    assert_same(from_coco(document)[0], found)
 
 
 def test_coco_needs_one_list_of_classes() -> None:

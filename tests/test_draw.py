@@ -37,6 +37,17 @@ def test_the_box_is_where_it_belongs() -> None:
     assert tuple(drawn[198, 102]) == PALETTE[0]  # the label's plate is above it
 
 
+def test_boxes_are_enlarged_with_their_picture_and_the_best_is_on_top() -> None:
+    boxes = [[10.0, 20.0, 50.0, 36.0]] * 2
+    drawn = draw_detections(
+        np.full((40, 60, 3), 90, np.uint8), found(boxes, size=(40, 60), names=("the best", "another"))
+    )
+    assert drawn.shape == (7 * 40, 7 * 60, 3)
+    for y, x in ((28, 10), (28, 50), (36, 30)):
+        assert tuple(drawn[7 * y, 7 * x]) == PALETTE[0]
+    assert tuple(drawn[7 * 28, 7 * 30]) == tuple(drawn[7 * 28, 7 * 5]) == (90, 90, 90)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (32, 48), (200, 200), (900, 40), (40, 900), (1500, 2000)])
 def test_labels_at_any_size(size: tuple[int, int]) -> None:
     height, width = size

@@ -377,6 +377,9 @@ def test_the_gate_sees_no_picture_of_the_calibration(tmp_path: Path) -> None:
         examples = run._calibration_pictures(tmp_path / "data", config)
         seen = gate.gather(Evidence(data=tmp_path / "data")).dataset.splits["val"]
         assert examples and seen and not set(examples) & {record.image for record in seen}
+    (tmp_path / "data/train").rename(tmp_path / "data/test")
+    with pytest.raises(UsageError, match="no training split to calibrate on, only test"):
+        run._calibration_pictures(tmp_path / "data", config)
 
 
 @pytest.mark.slow

@@ -3,23 +3,30 @@
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import openvino as ov
 import pytest
 import torch
 from openvino import opset13 as ops
 
+from setdet.cli import main
+from setdet.data.surfaces import generate
+from setdet.errors import SetdetError
 from setdet.export import gate, verify
 from setdet.export.config import ExportConfig
+from setdet.export.gate import Evidence
+from setdet.export.graph import PictureResize
 from setdet.export.openvino import write
 from setdet.export.run import _describe, _notes, trtexec
-from setdet.images import Preprocessing
+from setdet.images import Preprocessing, preprocess
 from setdet.models.rtdetr import build_model
 from setdet.runtime.base import Candidates, Runtime
 from setdet.runtime.exported import ExportInfo
 from setdet.weights.info import CheckpointInfo
-from small_data import SMALL
+from small_data import SMALL, write_weights
 
 NAMES = ("traffic light", "stop, or yield", "Öl")
 CHECKPOINT = CheckpointInfo(
@@ -142,8 +149,97 @@ def test_what_one_alone_finds_is_missed_either_way() -> None:
     assert compare(fewer, more).found == compare(more, fewer).found == 14 / 15
 
 
-def test_what_is_compared_is_taken_from_everywhere() -> None:
+def test_what_is_compared_is_taken_from_everywhere(tmp_path: Path) -> None:
     assert verify.spread(range(10), 3) == [0, 3, 6] and verify.spread([1, 2], 3) == [1, 2]
+    for number in range(40):
+        cv2.imwrite(str(tmp_path / f"{number:02}.png"), np.full((8, 8), number, np.uint8))
+    material = gate.gather(Evidence(pictures=(str(tmp_path),)))
+    assert [int(picture[0, 0, 0]) for picture in material.pictures] == verify.spread(range(40), 32)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize(("height", "width"), [(200, 120), (40, 50), (64, 300), (64, 96)])
+def test_a_picture_is_resized_in_the_graph_as_outside(resize: str, height: int, width: int) -> None:
+    preprocessing = Preprocessing(image_size=(64, 96), resize=resize)  # type: ignore[arg-type]
+    picture = cv2.resize(generate(0, seed=1, size=400).image, (width, height))
+    expected, placement = preprocess(picture, preprocessing)
+    graph, size = PictureResize(preprocessing=preprocessing), torch.Size((height, width))
+    levels = graph(torch.from_numpy(picture)[None])[0].permute(1, 2, 0).numpy() * 255
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
+    apart = levels - expected
+    assert np.abs(apart).max() < 1.01 and np.abs(apart.mean()) < 0.03
+    corners = np.sort(np.random.default_rng(0).random((30, 2, 2)), axis=1).reshape(30, 4).astype(np.float32)
+    found = graph.to_picture(torch.from_numpy(corners)[None], size)[0].numpy()
+    np.testing.assert_allclose(found, placement.to_original(corners), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("complaints", "config", "says"),
+    [
+        (["pictures as they are: boxes differ"], {}, "Leave out --inside resize"),
+        (["pictures as they are: boxes differ", "one picture at a time: boxes differ"], {}, "Use --sampling gather"),
+        (["batches of 5: boxes differ"], {"format": "openvino"}, "Another release of the runtime"),
+        (["batches of 5: boxes differ"], {"sampling": "discrete"}, "for models that were trained so"),
+        (["batches of 5: boxes differ"], {"precision": "fp16"}, "Use a higher precision than fp16;"),
+        (["range: too large"], {"format": "openvino", "precision": "int8"}, "than int8, or calibrate on pictures like"),
+    ],
+)
+def test_a_refusal_says_what_may_help(complaints: list[str], config: dict[str, Any], says: str) -> None:
+    settings = ExportConfig.from_dict({"format": "onnx", **config})
+    judged = verify.Verdict(runs=(), complaints=tuple(complaints))
+    said = str(gate.refusal(judged, settings, sampling=settings.sampling_for(CHECKPOINT.model)))
+    assert says in said and all(f"\n  {line}\n" in said for line in complaints)
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "evidence", "calibration"),
+    [
+        (
+            "--format onnx --target tensorrt --sampling grid --inside any-size --inside top-k --data d "
+            "--pictures a.png --pictures b.png --thresholds t.json --decoder-layers 1 --queries 7",
+            {
+                "format": "onnx",
+                "target": "tensorrt",
+                "sampling": "grid",
+                "dynamic_size": True,
+                "detections": True,
+                "thresholds": {"bright": 0.25, "dark": 0.75},
+                "decoder_layers": 1,
+                "queries": 7,
+            },
+            Evidence(pictures=("a.png", "b.png"), data=Path("d")),
+            None,
+        ),
+        (
+            "--format openvino --precision int8 --calibrate c --inside resize --no-verify",
+            {"format": "openvino", "precision": "int8", "pictures": True},
+            None,
+            Path("c"),
+        ),
+    ],
+    ids=["onnx", "openvino"],
+)
+def test_every_option_of_the_command_reaches_the_export(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    config: dict[str, Any],
+    evidence: Evidence | None,
+    calibration: Path | None,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def export(info: object, model: object, config: ExportConfig, **named: object) -> None:
+        given.update(named, config=config)
+        raise SetdetError("that is all")
+
+    monkeypatch.setattr("setdet.export.run.export", export)
+    monkeypatch.chdir(tmp_path)
+    Path("t.json").write_text('{"thresholds": {"bright": 0.25, "dark": 0.75}}')
+    weights = write_weights(tmp_path / "w.safetensors")
+    assert main(["export", str(weights), "--out", "o", *options.split()]) == 1
+    assert given["config"] == ExportConfig.from_dict(config)
+    assert (given["out"], given["evidence"], given["calibration"]) == (Path("o"), evidence, calibration)
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,17 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 
 
 # PyTorch advises against more workers than cores; a machine with a single core still has to give the same batches.
-def test_workers_cache_and_starting_point_change_nothing(records: tuple[Record, ...]) -> None:
+def test_workers_cache_and_starting_point_change_nothing(
+    records: tuple[Record, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = list(loader(records))
     assert len(expected) == len(loader(records)) == 5
     assert len({tuple(batch.images.shape[2:]) for batch in expected}) > 1
     assert_same(list(loader(records, workers=2)), expected)
+    kept = PictureCache(limit_bytes=10**6)
+    monkeypatch.setattr(loader_module, "_PICTURES", kept)
     assert_same(list(loader(records, cache=False)), expected)
+    assert not kept._pictures
     rest = loader(records, first_batch=3)
     assert len(rest) == 2
     assert_same(list(rest), expected[3:])
@@ -181,6 +186,11 @@ def test_the_cache_stops_at_its_limit_and_notices_new_files(records: tuple[Recor
     assert cache.read(records[0].image) is not cache.read(records[0].image)
     cv2.imwrite(str(path), np.full((41, 60), 9, dtype=np.uint8))
     assert cache.read(path).shape == (41, 60, 3)
+    path, cache = tmp_path / "of-one-size.bmp", PictureCache(limit_bytes=10**6)
+    for value in (1, 2):
+        cv2.imwrite(str(path), np.full((40, 60), value, dtype=np.uint8))
+        os.utime(path, (value, value))  # a disk's clock may be too coarse for two writings in a row
+        assert (cache.read(path) == value).all()
     with pytest.raises(ImageError, match="cannot be read"):
         cache.read(tmp_path / "missing.png")
 

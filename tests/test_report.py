@@ -14,7 +14,8 @@ from setdet.data.schema import Record
 from setdet.detections import Detections
 from setdet.draw import PALETTE
 from setdet.errors import DataError, UsageError
-from setdet.report.bars import Bar, bar_chart, stacked_chart
+from setdet.metrics.calibration import calibration
+from setdet.report.bars import Bar, bar_chart, reliability_chart, short, stacked_chart
 from setdet.report.charts import Series, line_chart, ticks
 from setdet.report.compare import differences, over_seeds, read_run, write_comparison
 from setdet.report.demo import write_demo_report
@@ -22,6 +23,7 @@ from setdet.report.measured import Measured
 from setdet.report.page import write_page
 from setdet.report.pairing import confusion_matrix, pair
 from setdet.report.run import curves, read_epochs
+from setdet.report.scatter import Cloud, scatter_chart
 from setdet.report.sheet import add_legend, contact_sheet, draw_found_and_true, encode
 
 NAMES = ("crack", "<b>pit</b>")
@@ -108,6 +110,39 @@ def test_chart_puts_larger_values_higher() -> None:
     (first, second) = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)
     assert float(second[0]) > float(first[0])
     assert float(second[1]) < float(first[1])
+    heights = []
+    for from_zero in (True, False):
+        losses = Series("loss", [(0, 100.0), (1, 101.0)])
+        chart = str(line_chart([losses], x_label="x", y_label="y", from_zero=from_zero))
+        low, high = map(float, re.findall(r'cy="([\d.]+)"', chart))
+        heights.append(low - high)
+    assert 0 < 20 * heights[0] < heights[1]
+
+
+def test_clouds_and_their_histograms_rise_with_their_values() -> None:
+    few, many = np.array([0.1, 0.9]), np.array([0.1, 0.1, 0.1, 0.9])
+    chart = str(scatter_chart([Cloud("a", x=few, y=few, all_x=many, all_y=many)], x_label="x", y_label="y"))
+    low, high = (tuple(map(float, dot)) for dot in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="2.2"', chart))
+    assert high[0] > low[0] and high[1] < low[1]
+    above, beside = (
+        [tuple(map(float, corner.split(","))) for corner in points.split()]
+        for points in re.findall(r'<polyline class="s0" points="([^"]+)"', chart)
+    )
+    bar = (high[0] - low[0]) / 20  # about as wide as one of 25 between 0 and 1
+    assert min(above, key=lambda corner: corner[1])[0] == pytest.approx(low[0], abs=bar)
+    assert max(beside, key=lambda corner: corner[0])[1] == pytest.approx(low[1], abs=bar)
+
+
+def test_bars_of_scores_show_what_is_right_and_what_was_promised() -> None:
+    chart = str(reliability_chart(calibration(np.full(4, 0.75, np.float32), np.array([True, False, False, False]))))
+    (right,), (gap,) = (
+        re.findall(rf'<rect class="{kind}" x="[\d.]+" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', chart)
+        for kind in ("s0", "gap")
+    )
+    (top, height), (gap_top, gap_height) = (tuple(map(float, one)) for one in (right, gap))
+    assert gap_height == pytest.approx(2 * height, abs=0.3) and gap_top + gap_height == pytest.approx(top, abs=0.2)
+    assert "4 detections, mean score 0.750, 0.250 of them right" in chart
+    assert [short(count) for count in (950, 1234, 31_400, 2_400_000)] == ["950", "1.2k", "31k", "2.4M"]
 
 
 def test_sheet_holds_every_picture_in_its_place() -> None:
@@ -157,6 +192,22 @@ def _measured(folder: Path) -> Measured:
         "per_class": [{"name": NAMES[0], **row}, {"name": NAMES[1], **row, "ap50": 0.1, "ap": None}],
     }
     return Measured(values=values, records=tuple(records), detections=tuple(found), class_names=NAMES)
+
+
+def test_what_pages_say_of_results() -> None:
+    boxes = [[0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 90, 90], [0, 60, 30, 99]]
+    record = _record(boxes, [0, 0, 1, 1], crowd=[False, False, False, True])
+    found = _found([*boxes[:2], [40, 0, 48, 8]], [0, 1, 0], [0.9, 0.8, 0.7])
+    rows = [("empty", 0, None), ("good", 2, 0.9), ("never found", 1, 0.0)]
+    values = {"per_class": [{"name": name, "boxes": count, "ap50": ap50} for name, count, ap50 in rows]}
+    measured = Measured(values=values, records=(record,), detections=(found,), class_names=NAMES)
+    assert [row["name"] for row in measured.classes()] == ["never found", "good", "empty"]
+    assert measured.caption(0) == "1 of 3 found, 1 of the wrong class, 1 invented"
+    cells = [row["cells"] for row in measured.matrix()["rows"]]
+    assert [[cell["text"] for cell in row] for row in cells] == [["1", "1", "·"], ["·", "·", "1"], ["1", "·", ""]]
+    # Colours are shares of the true boxes of a class.
+    assert [cell["strength"] for cell in cells[0]] == [pytest.approx(0.12 + 0.6 / 2)] * 2 + [None]
+    assert [[cell["right"] for cell in row] for row in cells] == np.eye(3, dtype=bool).tolist()
 
 
 def _assert_self_contained(html: str) -> None:

@@ -20,7 +20,7 @@ from openvino import opset13 as ops
 from setdet.errors import UsageError, WeightsError, one_line
 from setdet.images import Preprocessing
 from setdet.runtime import openvino as openvino_engine
-from setdet.runtime.exported import ExportInfo, open_exported
+from setdet.runtime.exported import ExportedRuntime, ExportInfo, open_exported
 from setdet.weights.info import CheckpointInfo
 from small_data import SMALL
 
@@ -106,6 +106,28 @@ def test_a_batch_that_openvino_cannot_take_apart(tmp_path: Path) -> None:
     assert open_exported(path, whole_batches=True).info == INFO
     with pytest.raises(WeightsError, match="OpenVINO cannot open it .*Export it again"):
         open_exported(path)
+
+
+def test_an_engine_is_given_what_the_file_takes_and_gives_shares_of_it() -> None:
+    given: list[np.ndarray] = []
+    boxes = np.array([[[40, 25, 96, 60]]], np.float32)  # in pixels of the picture, and a little beyond it
+    logits = np.array([[[0.0, 2.0]]], np.float32)
+
+    def runtime(outputs: list[np.ndarray], **changes: object) -> ExportedRuntime:
+        return ExportedRuntime(
+            engine=lambda values: given.append(values) or outputs,  # type: ignore[func-returns-value]
+            info=INFO.model_copy(update=changes),
+        )
+
+    pictures = runtime([boxes, np.ones((1, 1)), np.ones((1, 1), np.int32)], input="pictures", output="detections")
+    found, scores, labels = pictures(np.full((1, 50, 80, 3), 255, np.uint8))
+    assert given[-1].dtype == np.uint8 and given[-1].shape == (1, 50, 80, 3)
+    assert found.tolist() == [[[0.5, 0.5, 1.0, 1.0]]] and (scores.dtype, labels.dtype) == (np.float32, np.int64)
+    tensor = runtime([logits, np.full((1, 1, 4), 0.5, np.float32)], dynamic_size=True, least_side=96)
+    assert tensor(np.full((1, 128, 96, 3), 255, np.uint8))[2].tolist() == [[1, 0]]
+    assert given[-1].dtype == np.float32 and given[-1].shape == (1, 3, 128, 96) and (given[-1] == 1).all()
+    with pytest.raises(UsageError, match="runs from 96 pixels a side on; found 128 and 64"):
+        tensor(np.zeros((1, 128, 64, 3), np.uint8))
 
 
 class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]

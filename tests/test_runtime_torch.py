@@ -72,6 +72,12 @@ def test_candidates_without_torch_are_those_of_torch() -> None:
             np.testing.assert_allclose(ours, theirs.numpy().clip(0, 1) if ours.ndim == 3 else theirs, atol=1e-6)
 
 
+def test_scores_of_logits_beyond_what_an_exponential_can_tell() -> None:
+    logits = np.array([[[100.0, 0.0, -1e4, 1e4]]], np.float32)
+    _, scores, labels = best_candidates(logits, np.full((1, 1, 4), 0.5, np.float32), top_k=4)
+    assert scores.tolist() == [[1.0, 1.0, 0.5, 0.0]] and labels.tolist() == [[3, 0, 1, 2]]
+
+
 def test_fewer_layers_and_queries(model: RTDETR) -> None:
     images = pictures(1)
     layers = model.config.decoder.layers

@@ -143,6 +143,16 @@ def test_fine_tuning_on_the_same_classes_keeps_the_heads(model: RTDETR, checkpoi
     assert torch.equal(tuned.query_selection.class_head.weight, model.query_selection.class_head.weight)
 
 
+def test_fine_tuning_on_as_many_other_classes_starts_their_heads_anew(checkpoint: Path) -> None:
+    torch.manual_seed(1)
+    tuned = build_model("rtdetr-n", num_classes=2)
+    heads = ("query_selection.class_head.", "decoder.class_heads.", "decoder.denoising_embedding.")
+    fresh = {name: tensor.clone() for name, tensor in tuned.state_dict().items() if name.startswith(heads)}
+    report = initialize_from(tuned, checkpoint, NAMES[::-1])
+    assert any("class heads start anew" in line for line in report)
+    assert all(torch.equal(tuned.state_dict()[name], tensor) for name, tensor in fresh.items())
+
+
 def test_fine_tuning_from_another_architecture_is_refused(checkpoint: Path) -> None:
     with pytest.raises(WeightsError, match="is a rtdetr-n and does not fit rtdetr-r18"):
         initialize_from(build_model("rtdetr-r18", num_classes=2), checkpoint, NAMES)

@@ -80,6 +80,15 @@ class TestAuthors:
         assert from_authors_v2(state, info.model).keys() == model.state_dict().keys()
         assert (tmp_path / "w.pth").stat().st_size < 1.2 * sum(t.nbytes for t in model.state_dict().values())
 
+    def test_anchors_are_of_the_input_size_and_the_notes_say_which_layer_is_read(self, tmp_path: Path) -> None:
+        info, model = made(tiny(layers=3, eval_layers=2))
+        (note,) = write_authors(tmp_path / "w.pth", info=info, state=model.state_dict())
+        assert "eval_idx: 1 and eval_spatial_size: [96, 64]" in note
+        boxes = torch.load(tmp_path / "w.pth", weights_only=True)["model"]["decoder.anchors"][0].sigmoid()
+        # P3 has 12 rows of 8 cells.
+        expected = torch.tensor([[0.5 / 8, 0.5 / 12, 0.05, 0.05], [0.5 / 8, 1.5 / 12, 0.05, 0.05]])
+        torch.testing.assert_close(boxes[[0, 8]], expected)
+
     def test_resnets_get_the_names_of_version_1(self, tmp_path: Path) -> None:
         config = MODELS["rtdetr-r18"].model_copy(update={"num_classes": 2})
         info, model = made(config, resize="letterbox")
@@ -176,6 +185,18 @@ class TestTransformers:
             state = build_model(name).state_dict()
         write_transformers(tmp_path / "out", info=info, state=state)
         assert len(saved) > 500
+
+    def test_the_folder_that_one_stands_in_is_filled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        info, model = made(tiny())
+        write_transformers(Path(), info=info, state=model.state_dict())
+        assert {path.name for path in Path().iterdir()} == {
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+        }
+        assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
     def test_a_folder_in_use_stays(self, tmp_path: Path) -> None:
         info, model = made(tiny())

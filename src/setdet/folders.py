@@ -39,6 +39,20 @@ def make_next(folder: Path) -> Path:
         return free
 
 
+def put_in_place(made: Path, folder: Path) -> None:
+    """Moves a finished folder to where `unused` has found room, on the same disk.
+
+    An empty folder that is there stays what it is, and takes what is in `made`: somebody may stand in it, or a link
+    lead to it.
+    """
+    made.chmod(0o755)  # not for its owner alone, as temporary folders are
+    if folder.exists():
+        for part in made.iterdir():
+            part.rename(folder / part.name)
+    else:
+        made.rename(folder)
+
+
 def distinct_names(weights: Sequence[str]) -> list[str]:
     """A short name for each, no two alike: of a path as few of its last parts as tell it from the others."""
     paths = [Path(one).resolve().parts if Path(one).exists() else (one,) for one in weights]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from setdet.data.sources import make_splits, read_dataset
-from setdet.errors import MissingExtraError, OutputError
+from setdet.errors import MissingExtraError, OutputError, UsageError
 from setdet.export.config import OPSETS, ExportConfig, Sampling
 from setdet.export.gate import Evidence, gather, judge, refusal, write_report
 from setdet.export.verify import Verdict, spread
-from setdet.folders import unused
+from setdet.folders import put_in_place, unused
 from setdet.images import preprocess, read_image
 from setdet.models.rtdetr import RTDETR
 from setdet.runtime.exported import INPUTS, OPENVINO_FILE, ExportInfo
@@ -95,8 +95,9 @@ def export(
     material = None if evidence is None else gather(evidence)
     examples = None if calibration is None else _calibration_pictures(calibration, config)
     say(f"writing the graph of {graph.config.name}: {config.format}, {config.precision}, {sampling} sampling")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    behind = out.resolve()  # "." or a link
+    behind.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=behind.parent, prefix=f".{behind.name}."))
     try:
         file, info = _write(graph, info, config, partial, calibration=examples, say=say)
         verdict = None
@@ -198,9 +199,12 @@ def _write(
 def _calibration_pictures(path: Path, config: ExportConfig) -> list[Path]:
     """Of the training split, without what the gate would make its validation split of."""
     dataset = read_dataset(path)
-    if "train" in dataset.splits:
-        dataset = make_splits(dataset)
-    records = dataset.splits.get("train") or next(iter(dataset.splits.values()))
+    if "train" not in dataset.splits:
+        raise UsageError(
+            f"{path}: has no training split to calibrate on, only {', '.join(dataset.splits)}: pictures that the file "
+            "is judged by. Name a data set with one in --calibrate."
+        )
+    records = make_splits(dataset).splits["train"]
     return [record.image for record in spread(records, config.calibration_pictures)]
 
 
@@ -212,10 +216,7 @@ def _put_in_place(partial: Path, file: Path, out: Path, config: ExportConfig) ->
             os.replace(partial / _REPORT, _report_beside(out))
         os.replace(file, out)
         return _report_beside(out) if has_report else None
-    partial.chmod(0o755)
-    if out.is_dir():
-        out.rmdir()  # it is empty
-    os.replace(partial, out)
+    put_in_place(partial, out)
     return out / _REPORT if has_report else None
 
 

@@ -11,6 +11,8 @@ from setdet.detections import Detections
 from setdet.metrics.inputs import check_inputs
 from setdet.metrics.matching import match, overlap
 
+_LEAST_IOU = 0.5  # that finds a box
+
 # Where COCO reads the curve of precision over recall.
 RECALLS: NDArray[np.float64] = np.linspace(0, 1, 101)
 
@@ -66,9 +68,9 @@ class OperatingPoint:
 
 
 def class_curves(
-    records: Sequence[Record], detections: Sequence[Detections], class_names: Sequence[str], *, iou: float = 0.5
+    records: Sequence[Record], detections: Sequence[Detections], class_names: Sequence[str]
 ) -> tuple[ClassCurve, ...]:
-    """Matches each class by itself, best score first, each detection to the free box that it overlaps most.
+    """Matches each class by itself at IoU 0.5, best score first, each detection to the free box that it overlaps most.
 
     A detection that finds no box of its own, but lies in a crowd box, is left out.
 
@@ -76,7 +78,6 @@ def class_curves(
         records: the truth; labels are indices into `class_names`.
         detections: of each record, in the same order.
         class_names: of both.
-        iou: the least overlap that finds a box.
 
     Raises:
         UsageError: records, detections and class names don't belong together.
@@ -91,7 +92,7 @@ def class_curves(
             truth, mine = record.labels == label, found.labels == label
             crowd = record.crowd[truth]
             pairs = overlaps[np.ix_(mine, truth)]
-            box = match(pairs, crowd, thresholds=np.array([iou]), ignored=crowd[None])[0, 0]
+            box = match(pairs, crowd, thresholds=np.array([_LEAST_IOU]), ignored=crowd[None])[0, 0]
             in_crowd = np.append(crowd, False)[box]  # −1, for no box, is the last one
             scores[label].append(found.scores[mine][~in_crowd])
             hits[label].append(box[~in_crowd] >= 0)

@@ -1,7 +1,6 @@
 """Weights for other people's code: the RT-DETR authors' `.pth`, and the folders of `transformers`."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from setdet.errors import OutputError, UsageError, WeightsError, WriteError
-from setdet.folders import unused
+from setdet.folders import put_in_place, unused
 from setdet.models.variants import HGNetV2Config, ModelConfig, ResNetConfig
 from setdet.weights import transformers
 from setdet.weights.info import METADATA_KEY, CheckpointInfo
@@ -88,8 +87,9 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
 
     unused(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        behind = folder.resolve()  # "." or a link
+        behind.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=behind.parent, prefix=f".{behind.name}."))
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another.") from None
     try:
@@ -101,10 +101,7 @@ def write_transformers(folder: Path, *, info: CheckpointInfo, state: "dict[str, 
         ):
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
             (partial / place).write_text(text, encoding="utf-8")
-        partial.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()  # it is empty
-        os.replace(partial, folder)
+        put_in_place(partial, folder)
     except OSError as error:
         raise WriteError(f"{folder}: cannot be written ({error.strerror}). Make room, or choose another.") from None
     finally:

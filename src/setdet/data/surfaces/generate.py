@@ -16,6 +16,7 @@ from setdet.data.surfaces import defects, texture
 from setdet.data.surfaces.defects import Defect
 from setdet.data.surfaces.texture import Field
 from setdet.errors import OutputError, UsageError
+from setdet.folders import put_in_place
 
 Draw = Callable[[np.random.Generator, int], Defect]
 Plate = Callable[[np.random.Generator, int], Field]
@@ -114,12 +115,7 @@ def make(
     try:
         for split, numbers in (("train", range(count - val)), ("val", range(count - val, count))):
             write(unfinished, split=split, samples=_stream(numbers, seed=seed, size=size), class_names=CLASS_NAMES)
-        unfinished.chmod(0o755)
-        if directory.exists():  # somebody may stand in it, or a link lead to it: it stays what it is
-            for part in unfinished.iterdir():
-                part.rename(directory / part.name)
-        else:
-            unfinished.rename(directory)
+        put_in_place(unfinished, directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
