@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -301,6 +302,23 @@ def test_attention_adds_up_to_what_the_model_computes(weights: Path, data: Path)
         assert one.aifi.shape[2:] == (2, 2)
     with pytest.raises(UsageError, match="detections 1 to 20"):
         read_attention(detector.predictor, picture, number=21)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_is_that_of_the_detection_where_others_lie_in_a_border(
+    weights: Path, tmp_path: Path, precision: Literal["fp32", "bf16"]
+) -> None:
+    predictor = setdet.load(weights, device="cpu", precision=precision).predictor
+    predictor.preprocessing = Preprocessing(image_size=(64, 64), resize="letterbox")
+    cv2.imwrite(str(tmp_path / "wide.png"), np.random.default_rng(0).integers(0, 256, (10, 90, 3), dtype=np.uint8))
+    (found,) = predictor.predict([tmp_path / "wide.png"], threshold=0.0)
+    assert 0 < len(found) < predictor.runtime.top_k  # type: ignore[attr-defined]
+    read = read_attention(predictor, tmp_path / "wide.png", best=len(found))
+    assert len(read.detections) == len(found)
+    for rank, one in read.detections.items():
+        refined = one.layers[-1].refined_xyxy_px.clip(0, (90, 10, 90, 10))
+        np.testing.assert_allclose(refined, found.boxes_xyxy_px[rank - 1], atol=0.01)
+        assert one.layers[-1].score == pytest.approx(found.scores[rank - 1], abs=1e-5)
 
 
 def test_attention_is_read_from_the_cell_that_the_detection_lies_in(weights: Path, tmp_path: Path) -> None:

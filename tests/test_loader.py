@@ -61,6 +61,18 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
         assert (a.targets.counts, a.targets.names) == (b.targets.counts, b.targets.names)
 
 
+def test_a_batch_is_pinned_with_its_truth(records: tuple[Record, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, pinned = next(iter(loader(records))), list[torch.Size]()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.shape)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    assert_same([batch.pin_memory()], [batch])
+    assert pinned == [batch.images.shape, batch.targets.labels.shape, batch.targets.boxes_cxcywh.shape]
+
+
 # PyTorch advises against more workers than cores; a machine with a single core still has to give the same batches.
 def test_workers_cache_and_starting_point_change_nothing(
     records: tuple[Record, ...], monkeypatch: pytest.MonkeyPatch

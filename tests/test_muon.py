@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from setdet.models.rtdetr import build_model
 from setdet.training.muon import MuonAdamW, matrices_in, orthogonalize
@@ -28,6 +29,28 @@ def made(*shapes: tuple[int, ...]) -> tuple[list[nn.Parameter], list[list[Tensor
 
 def ours(weights: list[nn.Parameter], *, matrices: int, dtype: torch.dtype = torch.float64) -> MuonAdamW:
     return MuonAdamW([{"params": weights, "matrices": matrices, **SETTINGS}], dtype=dtype, fused=True)
+
+
+class Calls(TorchDispatchMode):
+    """The names of all that PyTorch does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device() -> None:
+    weights, gradients = made((8, 4), (6, 4, 3, 3))
+    optimizer = ours(weights, matrices=1, dtype=torch.float32)
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    with Calls() as calls:
+        train(optimizer, weights, gradients)
+    assert any("mm" in name for name in calls.names)
+    assert not [name for name in calls.names if "local_scalar" in name or "nonzero" in name or "equal" in name]
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 40), (1, 40, 8), (3, 16, 16)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from setdet.errors import UsageError
+from setdet.errors import SetdetError, UsageError
 from setdet.models.outputs import RTDETROutput
 from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR, build_model
@@ -60,6 +60,15 @@ def test_threads_share_a_runtime(model: RTDETR, precision: Precision) -> None:
         found = cameras.map(lambda number: runtime(shown[number % 4][None])[1], range(24))
         for number, scores in enumerate(found):
             np.testing.assert_array_equal(scores, expected[number % 4])
+
+
+def test_a_gpu_without_room_is_told_with_what_to_do(model: RTDETR, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(RTDETR, "forward", full)
+    with pytest.raises(SetdetError, match=r"memory is full \(CUDA out of memory\) with 2 pictures at a time"):
+        TorchRuntime(model=model)(pictures(2))
 
 
 def test_candidates_without_torch_are_those_of_torch() -> None:

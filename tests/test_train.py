@@ -249,6 +249,17 @@ def test_killed_run_resumes_from_its_last_state_and_repeats_the_rest(
     assert [line["step"] for line in lines(tmp_path / "parts", "step")] == [2, 4, 6]
 
 
+def test_a_gpu_without_room_is_told_with_what_to_do(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(batch: Batch, **_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(run_module, "backward", full)
+    with pytest.raises(TrainingError, match=r"memory is full \(CUDA out.*GiB\)\. .*batch_size=2, accumulate=2"):
+        train(dataset, tiny(epochs=1, batch_size=4), out=tmp_path / "run")
+
+
 def test_accumulated_batches_count_as_one_step(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,8 +197,8 @@ class Predictor:
                     "fp32; otherwise the weights are broken."
                 )
             boxes_px = picture.placement.to_original(boxes)
-            # A label that has no name is for `Detections` to refuse. What lies in a letterbox's border has no area.
-            keep = (scores >= np.take(lowest, labels, mode="clip")) & (boxes_px[:, 2:] > boxes_px[:, :2]).all(axis=1)
+            # A label that has no name is for `Detections` to refuse.
+            keep = (scores >= np.take(lowest, labels, mode="clip")) & have_area(boxes_px)
             yield Detections.from_arrays(
                 boxes_xyxy_px=boxes_px[keep],
                 scores=scores[keep],
@@ -207,6 +207,11 @@ class Predictor:
                 image_size=picture.image_size,
                 source=picture.source,
             )
+
+
+def have_area(boxes_xyxy_px: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which boxes have an area: one in the border of a letterbox has none on the picture, and is no detection."""
+    return np.all(boxes_xyxy_px[:, 2:] > boxes_xyxy_px[:, :2], axis=1)
 
 
 def expand_sources(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:

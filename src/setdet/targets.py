@@ -1,6 +1,6 @@
 """A batch's truth as tensors: what the losses and the denoising queries read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -32,9 +32,12 @@ class Targets:
 
     def to(self, device: torch.device | str) -> "Targets":
         """The same targets on another device."""
-        return Targets(
-            labels=self.labels.to(device),
-            boxes_cxcywh=self.boxes_cxcywh.to(device),
-            counts=self.counts,
-            names=self.names,
+        return replace(
+            self,
+            labels=self.labels.to(device, non_blocking=True),
+            boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> "Targets":
+        """The same targets in memory that a GPU fetches from by itself."""
+        return replace(self, labels=self.labels.pin_memory(), boxes_cxcywh=self.boxes_cxcywh.pin_memory())

@@ -17,7 +17,7 @@ from setdet.errors import UsageError
 from setdet.images import Placement, place, read_image
 from setdet.models.encoder import AIFI
 from setdet.models.rtdetr import RTDETR
-from setdet.predict import Predictor
+from setdet.predict import Predictor, have_area
 
 BEST = 20  # detections that are read, unless one further down is asked for
 
@@ -150,7 +150,9 @@ def read_attention(predictor: Predictor, image: Path, *, number: int = 1, best: 
     inside, placement = passes[0].picture(0), place(*found.image_size, predictor.preprocessing)
     scores = inside.output.logits[-1, 0].sigmoid()
     # The pairs of query and class in the order of the detections, as `top_detections` takes them.
-    order = scores.flatten().topk(len(found)).indices.tolist()
+    candidates = scores.flatten().topk(min(predictor.runtime.top_k, scores.numel())).indices  # type: ignore[attr-defined]
+    corners = cxcywh_to_xyxy(inside.output.boxes_cxcywh[-1, 0])[candidates // scores.shape[1]].clamp(0, 1)
+    order = candidates[torch.from_numpy(have_area(placement.to_original(corners.numpy())))].tolist()
     ranks = sorted({*range(1, min(best, len(found)) + 1), number})
     pairs = {rank: divmod(order[rank - 1], scores.shape[1]) for rank in ranks}
     boxes = torch.cat([inside.reference_cxcywh, inside.output.boxes_cxcywh[:, 0]])  # (layers + 1, Q, 4)
@@ -218,7 +220,7 @@ def _watch_attention(model: RTDETR) -> Iterator[_Seen]:
     def see_interaction(module: Any, inputs: tuple[Any, ...]) -> None:
         query, key, _ = module.query_key_value(*inputs)
         weights = (query.float() @ key.float().transpose(2, 3) * query.shape[3] ** -0.5).softmax(dim=-1)
-        seen.aifi.append(weights.cpu())
+        seen.aifi.append(weights.float().cpu())  # autocast multiplies in less
 
     handles = [
         layer.cross_attention.register_forward_pre_hook(see_sampling, with_kwargs=True)  # type: ignore[union-attr]

@@ -16,9 +16,9 @@ from setdet.weights.writing import write_transformers
 
 
 def transformers_peers(
-    info: CheckpointInfo, model: RTDETR, *, precision: str, threads: int | None
+    info: CheckpointInfo, model: RTDETR, *, precision: str, threads: int | None, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """Their model on one picture of the network's size, by name: eager, and through OpenVINO if that is installed.
+    """Their model on one picture of the network's size, by name: eager, and on a CPU through OpenVINO if that is there.
 
     Through OpenVINO as a user would do it: `ov.convert_model` with a static shape, the latency hint.
 
@@ -27,6 +27,7 @@ def transformers_peers(
         model: the weights.
         precision: "fp32" or "bf16", of either.
         threads: of OpenVINO; eager has those of the process.
+        device: where ours runs beside it.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -44,19 +45,20 @@ def transformers_peers(
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         peer = AutoModelForObjectDetection.from_pretrained(Path(folder, "model")).eval()
     images = torch.rand(1, 3, *info.preprocessing.image_size)
-    peers = {f"transformers, PyTorch, {precision}": _eager(peer, images, precision=precision)}
-    if importlib.util.find_spec("openvino") is not None:
+    peers = {f"transformers, PyTorch, {precision}": _eager(peer, images.to(device), precision=precision)}
+    if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
         peers[f"transformers, OpenVINO, {precision}"] = _openvino(peer, images, precision=precision, threads=threads)
     return peers
 
 
 def _eager(peer: nn.Module, images: Tensor, *, precision: str) -> Callable[[], object]:
-    peer = peer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    peer = peer.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=torch.channels_last)
 
     def run() -> object:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return peer(pixel_values=images)
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = peer(pixel_values=images)
+            return output.logits.cpu(), output.pred_boxes.cpu()  # as ours, which waits for the device
 
     return run
 

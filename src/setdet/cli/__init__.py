@@ -96,9 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), _terminated_in_order():
             warnings.showwarning = _show_warning
-            return _run(arguments)
+            code = _run(arguments)
     finally:
         log.removeHandler(notes)
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # One of several processes: leaving in order may wait for the others, which wait for this one. torchrun ends
+        # them when it is gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 @contextmanager

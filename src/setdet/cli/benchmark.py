@@ -73,7 +73,7 @@ def benchmark(
         files = expand_sources([str(pictures)]) if pictures else _generated(Path(scratch))
         sources = [_source(name, image_size=image_size, scratch=Path(scratch)) for name in weights]
         chosen = _ways(runtimes, decoder_layers, queries)
-        beside = _peers(sources, chosen, threads=threads) if peers else {}
+        beside = _peers(sources, chosen, threads=threads, device=device) if peers else {}
         candidates = list(
             _candidates(weights, sources, chosen, data=data, scratch=Path(scratch), device=device, threads=threads)
         )
@@ -191,10 +191,13 @@ def _open(path: Path, options: dict[str, Any], hint: str) -> "Predictor":
     return load(path, **options).predictor
 
 
-def _peers(sources: list[Path], chosen: "list[Way]", *, threads: int | None) -> "dict[str, Callable[[], object]]":
+def _peers(
+    sources: list[Path], chosen: "list[Way]", *, threads: int | None, device: str
+) -> "dict[str, Callable[[], object]]":
     from setdet.benchmark.peers import transformers_peers
     from setdet.models.rtdetr import build_model
     from setdet.runtime.exported import exported_format, open_exported
+    from setdet.runtime.torch import select_device
     from setdet.weights.files import load_model
 
     made = [open_exported(source).info for source in sources if exported_format(source) is not None]
@@ -213,7 +216,7 @@ def _peers(sources: list[Path], chosen: "list[Way]", *, threads: int | None) -> 
     peers: dict[str, Callable[[], object]] = {}
     # There is no int8 of theirs; what ours computes beside it is bfloat16.
     for precision in sorted({"fp32" if one == "fp32" else "bf16" for one in precisions}):
-        peers |= transformers_peers(info, model, precision=precision, threads=threads)
+        peers |= transformers_peers(info, model, precision=precision, threads=threads, device=select_device(device))
     return peers
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Batch:
     images: UInt8[Tensor, "batch 3 height width"]
     targets: Targets
     indices: tuple[int, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU fetches from by itself; PyTorch's loader calls it."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
 class PictureCache:
@@ -109,10 +113,11 @@ def load_sample(record: Record, *, cache: PictureCache = _NO_PICTURES) -> Sample
 class TrainingLoader:
     """The batches of one epoch from `first_batch` on; see `training_loader`."""
 
-    def __init__(self, *, batches: "_Batches", first_batch: int, workers: int) -> None:
+    def __init__(self, *, batches: "_Batches", first_batch: int, workers: int, pinned: bool) -> None:
         self._batches = batches
         self._first_batch = first_batch
         self._workers = workers
+        self._pinned = pinned
 
     def __len__(self) -> int:
         return max(0, len(self._batches) - self._first_batch)
@@ -133,6 +138,7 @@ class TrainingLoader:
             # The loader draws a seed for its workers, which nothing here uses, and must not draw it from the
             # generator that training draws from: a resumed run would go another way.
             generator=torch.Generator(),
+            pin_memory=self._pinned,
         )
         for batch in loader:
             if isinstance(batch, SetdetError):
@@ -153,6 +159,7 @@ def training_loader(
     rank: int = 0,
     world_size: int = 1,
     cache: bool | PictureCache = True,
+    pinned: bool = False,
 ) -> TrainingLoader:
     """The batches of one epoch.
 
@@ -170,6 +177,7 @@ def training_loader(
         first_batch: the batch to start at.
         rank, world_size: this process among those that share the epoch; each gets as many batches of the same size.
         cache: whether to keep decoded pictures in memory (up to 1 GiB, for all loaders of this process), or where.
+        pinned: whether batches are in memory that a GPU fetches from by itself.
 
     Raises:
         DataError: there are fewer pictures than one batch; while iterating: a picture is broken or has another size
@@ -189,7 +197,7 @@ def training_loader(
         world_size=world_size,
         cache=pictures,
     )
-    return TrainingLoader(batches=batches, first_batch=first_batch, workers=workers)
+    return TrainingLoader(batches=batches, first_batch=first_batch, workers=workers, pinned=pinned)
 
 
 class _Batches(TorchDataset[Batch | SetdetError]):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from setdet.errors import UsageError
+from setdet.errors import SetdetError, UsageError, one_line
 from setdet.models.deploy import fold
 from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR
@@ -70,13 +70,20 @@ class TorchRuntime:
 
         Raises:
             UsageError: `images` is not a uint8 batch of RGB pictures with sides that are multiples of 32.
+            SetdetError: the GPU's memory is full.
         """
         check_batch(images)
         autocast = torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32")
         with torch.inference_mode(), autocast:
             # A contiguous NHWC array seen as NCHW is a channels-last tensor already: nothing is moved.
             pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-            output = self._model(pixels.to(torch.float32) / 255)
+            try:
+                output = self._model(pixels.to(torch.float32) / 255)
+            except torch.OutOfMemoryError as error:
+                raise SetdetError(
+                    f"The GPU's memory is full ({one_line(error)}) with {len(images)} pictures at a time. Take fewer "
+                    "(batch_size), or another device."
+                ) from None
             boxes, scores, labels = top_detections(output, top_k=self.top_k)
             return boxes.clamp(0, 1).cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy()
 

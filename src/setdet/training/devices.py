@@ -87,6 +87,11 @@ def launch(config: TrainConfig) -> Fabric:
 
 
 def shut_down(fabric: Fabric) -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one, when all have come to the end.
+
+    Not after a failure: who leaves alone may wait for the others, which wait for it in a collective call. They are
+    ended by what has started them.
+    """
+    fabric.barrier()
     if fabric.world_size > 1 and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

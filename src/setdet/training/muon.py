@@ -69,7 +69,7 @@ class MuonAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, dtype: torch.dtype, fused: bool) -> None:
-        super().__init__(groups, betas=(0.9, 0.999), fused=fused)
+        super().__init__(groups, betas=(0.9, 0.999), fused=fused, foreach=not fused)
         self._dtype = dtype
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -120,7 +120,9 @@ class MuonAdamW(torch.optim.AdamW):
             finite = torch.eq(found_inf, 0)
             taken = finite.to(torch.float32)
             gradients = [torch.where(finite, g, m) for g, m in zip(gradients, momenta, strict=True)]
-        torch._foreach_add_([self.state[weight]["step"] for weight in weights], taken)
+        counts = [self.state[weight]["step"] for weight in weights]
+        # One for each: a single tensor would be read as a number, for which the device is waited for.
+        torch._foreach_add_(counts, [taken] * len(counts) if isinstance(taken, Tensor) else taken)
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
 

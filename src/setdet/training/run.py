@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from setdet.analyze.look import look_into
 from setdet.data.schema import Dataset
+from setdet.errors import TrainingError, one_line
 from setdet.report.run import write_run_report
 from setdet.training.config import TrainConfig
 from setdet.training.devices import choose_device, choose_precision, keep_memory, launch, shut_down
@@ -38,7 +41,8 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
         ConfigError: a value does not fit this machine, the model or the resumed run.
         OutputError: `out` is in use, or there is nothing to resume in it.
         TrainingError: nothing to train on, other data than the resumed run had, or 20 steps in a row whose loss or
-            gradient is not finite. A single one is left out, and the log names its pictures.
+            gradient is not finite (a single one is left out, and the log names its pictures), or the GPU's memory is
+            full.
         WeightsError: `config.init` cannot be started from.
         DataError: there are fewer pictures than a batch, or a picture cannot be read.
     """
@@ -57,9 +61,14 @@ def train(dataset: Dataset, config: TrainConfig, *, out: Path, resume: bool = Fa
         if fabric.is_global_zero and not result.interrupted:
             measured_on = pictures.evaluation_name
             write_run_report(out, records=pictures.evaluation, measured_on=measured_on, look=look_into, device=device)
-        return result
-    finally:
-        shut_down(fabric)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU's memory is full ({one_line(error)}). Take fewer pictures at a time and as many a step "
+            f"(batch_size={max(1, config.batch_size // 2)}, accumulate={2 * config.accumulate}), fewer queries, or a "
+            "smaller image_size."
+        ) from None
+    shut_down(fabric)
+    return result
 
 
 def _train(run: Session, stop: StopRequest) -> TrainResult:

@@ -399,4 +399,5 @@ def _loader(pictures: Pictures, config: TrainConfig, *, fabric: Fabric, epoch: i
         first_batch=first_batch,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        pinned=fabric.device.type == "cuda",
     )

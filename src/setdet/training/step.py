@@ -1,5 +1,6 @@
 """One training step: pictures → loss → gradient → weights."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -80,14 +81,19 @@ class SoundStatistics:
     """The running statistics of a model's norms, which a forward that overflows would spoil for good."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._current = list(model.buffers())
-        self._sound = [buffer.clone() for buffer in self._current]
+        # Buffers of a type are copied as one: hundreds of them would be as many calls of an accelerator.
+        alike: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in model.buffers():
+            alike[buffer.dtype].append(buffer)
+        self._current = list(alike.values())
+        self._sound = [_as_one(buffers) for buffers in self._current]
 
     def settle(self, finite: Tensor) -> None:
         """After a step: keeps what the forward has gathered if the step was `finite`, else puts back what was there."""
-        for current, sound in zip(self._current, self._sound, strict=True):
-            sound.copy_(torch.where(finite, current, sound))
-            current.copy_(sound)
+        for buffers, sound in zip(self._current, self._sound, strict=True):
+            sound.copy_(torch.where(finite, _as_one(buffers), sound))
+            parts = sound.split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(one) for part, one in zip(parts, buffers, strict=True)])
 
 
 def optimizer_step(
@@ -116,6 +122,10 @@ def optimizer_step(
     statistics.settle(finite)
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _as_one(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _exchange_gradients(model: nn.Module, exchange: bool) -> AbstractContextManager[None]:
