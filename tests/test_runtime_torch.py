@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from oracle import randomise
 from setdet.errors import SetdetError, UsageError
+from setdet.models.deploy import fold
 from setdet.models.outputs import RTDETROutput
 from setdet.models.postprocess import top_detections
 from setdet.models.rtdetr import RTDETR, build_model
@@ -50,6 +52,26 @@ def test_it_gives_what_the_model_gives(model: RTDETR) -> None:
         for box, score, label in zip(boxes[picture], scores[picture], labels[picture], strict=True):
             same = np.abs(expected[:, label] - score) < 2e-4
             assert (np.abs(corners[same] - box).max(axis=1) < 2e-3).any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["decoder.rivals=true", "decoder.box_refinement=distribution"],
+        ["decoder.sampling=discrete", "decoder.query_source=learned"],
+        ["encoder.interaction=cross"],
+    ],
+)
+def test_weights_rounded_once_give_what_autocast_gives(changes: list[str]) -> None:
+    model = build_model(SMALL.override(changes)).eval()
+    randomise(model, seed=0)
+    images = pictures(2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        output = fold(model)(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        expected = top_detections(output, top_k=SMALL.decoder.queries)
+    for found, right in zip(TorchRuntime(model=model, precision="bf16")(images), expected, strict=True):
+        np.testing.assert_array_equal(found, right.numpy().clip(0, 1) if found.ndim == 3 else right.numpy())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

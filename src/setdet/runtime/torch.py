@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from setdet.errors import SetdetError, UsageError, one_line
 from setdet.models.deploy import fold
@@ -20,8 +21,8 @@ _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16
 class TorchRuntime:
     """Runs a folded copy of a model, channels last, without gradients; see `setdet.runtime.base.Runtime`.
 
-    Reduced precision is autocast and not converted weights: box coordinates stay float32, where bfloat16's eight
-    bits would move a box by pixels.
+    Reduced precision is autocast's, of convolutions and matrix products: box coordinates stay float32, where bfloat16's
+    eight bits would move a box by pixels. The weights of these are rounded once, as autocast would for every picture.
     """
 
     def __init__(
@@ -57,6 +58,10 @@ class TorchRuntime:
         self.device = select_device(device)
         self.precision = precision
         folded = fold(model, decoder_layers=decoder_layers, queries=queries).to(self.device)
+        if precision != "fp32":
+            for module in folded.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.to(_DTYPES[precision])
         self.top_k = folded.config.decoder.queries
         self._model = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
