@@ -194,13 +194,16 @@ def test_a_gradient_is_clipped_moves_the_weights_and_is_cleared() -> None:
 
 
 def test_a_second_ctrl_c_acts_as_it_always_does() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with stop_on_signal() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.wanted
-        with pytest.raises(KeyboardInterrupt):
+    shells = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background have it ignored
+    try:
+        with stop_on_signal() as stop:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert stop.wanted
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, shells)
 
 
 def test_a_fingerprint_tells_apart_all_that_is_learned_from() -> None:

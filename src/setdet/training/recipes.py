@@ -44,9 +44,9 @@ def default(
 
     `setdet train NEU-DET --model rtdetr-n --image-size 224 --epochs 24 --select-on 0.2 --workers 0`, from scratch,
     takes 43 minutes of one core (AMD EPYC, Zen 4); on the part kept aside AP is 0.370, 0.384 and 0.399, AP50 0.672,
-    0.705 and 0.696 (three seeds). `paper-v1` has an AP of 0.174 there after 72 epochs and 126 minutes (one seed), and
-    0.270, 0.272 and 0.260 with rate, warm-up and average chosen for so short a run: `default` has passed these after 9,
-    9 and 6 epochs.
+    0.705 and 0.696 (three seeds). `paper-v1` has an AP of 0.174 and 0.159 there after 72 epochs (two of the seeds), and
+    0.270, 0.272 and 0.260 with rate, warm-up and average chosen for so short a run: `default` has passed these after
+    9, 9 and 6 epochs.
     """
     from_scratch = init is None and backbone_weights is None
     return TrainConfig(
