@@ -22,7 +22,7 @@ from setdet.cli.predict import output_names
 from setdet.cli.train import parse_image_size
 from setdet.detections import Detections
 from setdet.errors import OutputError, SetdetError, UsageError
-from setdet.folders import make_next, next_unused, unused
+from setdet.folders import claim, next_unused, unused
 from setdet.models.facts import FACTS
 from setdet.models.variants import MODELS
 from setdet.weights.catalog import CATALOG, Entry, resolve
@@ -362,7 +362,7 @@ def test_predict_takes_a_new_folder_each_time(tmp_path: Path, weights: Path) -> 
 
 def test_two_runs_at_once_never_share_a_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as runs:
-        made = list(runs.map(lambda _: make_next(tmp_path / "predictions"), range(64)))
+        made = list(runs.map(lambda _: claim(None, default=tmp_path / "predictions"), range(64)))
     assert len(set(made)) == 64 and all(folder.is_dir() for folder in made)
 
 

@@ -202,9 +202,9 @@ def test_throughput_keeps_the_pictures_in_order(model: RTDETR, tmp_path: Path) -
     assert_finds_the_same(runtime(pictures(7)), TorchRuntime(model=model)(pictures(7)), boxes=1e-4, scores=1e-5)
 
 
-@pytest.mark.parametrize("hint", ["latency", "throughput"])
-def test_two_cameras_share_an_engine(hint: str, model: RTDETR, tmp_path: Path) -> None:
-    runtime = open_exported(file_of(write(model, tmp_path / "model", verify=False)), hint=hint)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("name", "hint"), [("model", "latency"), ("model", "throughput"), ("model.onnx", "latency")])
+def test_two_cameras_share_an_engine(name: str, hint: str, model: RTDETR, tmp_path: Path) -> None:
+    runtime = open_exported(file_of(write(model, tmp_path / name, verify=False)), hint=hint)  # type: ignore[arg-type]
     shown = pictures(8)
     expected = [runtime(shown[index : index + 1]) for index in range(8)]
     with ThreadPoolExecutor(8) as cameras:

@@ -28,10 +28,16 @@ def next_unused(folder: Path) -> Path:
     return folder if not folder.exists() else next(path for path in numbered if not path.exists())
 
 
-def make_next(folder: Path) -> Path:
-    """Makes `next_unused`, and the next one where another process has made it meanwhile."""
+def claim(out: Path | None, *, default: Path) -> Path:
+    """Makes the folder for what is to be written now: `out`, which `unused` has checked before the work.
+
+    None: the first of `default`, `default-2`, … that nobody has, two processes at once never the same.
+    """
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
     while True:
-        free = next_unused(folder)
+        free = next_unused(default)
         try:
             free.mkdir(parents=True)
         except FileExistsError:

@@ -168,10 +168,9 @@ class Predictor:
 
     def _read(self, source: "Source", number: int) -> "_Picture | _Broken":
         """The `number`th source, decoded and resized."""
-        is_path = isinstance(source, (str, os.PathLike))
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"picture {number}"
         try:
-            if self.reduced_decoding and is_path:
+            if self.reduced_decoding and isinstance(source, (str, os.PathLike)):
                 image, size = read_reduced(name, *self.preprocessing.image_size)
             else:
                 image = _decode(source, name)

@@ -12,7 +12,7 @@ import typer
 from setdet.cli.console import say, show, show_error
 from setdet.cli.engine import hint_named, precision_named
 from setdet.errors import UsageError
-from setdet.folders import make_next, unused
+from setdet.folders import claim, unused
 
 if TYPE_CHECKING:
     from setdet.detections import Detections
@@ -97,9 +97,7 @@ def predict(
 
     if lowest is not None:
         lowest_scores(lowest, detector.class_names)  # what is wrong with them is said before there is a folder
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    folder = make_next(Path("predictions")) if out is None else out
+    folder = claim(out, default=Path("predictions"))
     names = output_names(paths)
     kept: list[Detections] = []  # for the files; without them, any number of pictures takes no more memory than one
     looked_at = objects = 0

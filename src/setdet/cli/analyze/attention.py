@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from setdet.cli.console import say, show, show_table
-from setdet.folders import next_unused, unused
+from setdet.folders import claim, unused
 
 
 def attention(
@@ -31,13 +31,15 @@ def attention(
     """
     from setdet.api import load
 
-    folder = next_unused(Path("analysis", "attention")) if out is None else unused(out)
+    if out is not None:
+        unused(out)
     detector = load(weights, device=device, decoder_layers=decoder_layers, queries=queries)
 
     from setdet.analyze.attention import read_attention
     from setdet.analyze.attention_findings import write_attention
 
     read = read_attention(detector.predictor, image, number=detection)
+    folder = claim(out, default=Path("analysis", "attention"))
     page = write_attention(folder, read, image=image, number=detection)
     if as_json:
         typer.echo((folder / "attention.json").read_text(encoding="utf-8").rstrip("\n"))

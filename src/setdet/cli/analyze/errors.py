@@ -8,7 +8,7 @@ import typer
 
 from setdet.cli.console import say, show, show_table
 from setdet.errors import UsageError
-from setdet.folders import next_unused, unused
+from setdet.folders import claim, unused
 
 if TYPE_CHECKING:
     from setdet.analyze.errors import ErrorAnalysis
@@ -51,7 +51,8 @@ def errors(
         raise UsageError(
             "--thresholds-on chooses on training pictures, so --split train cannot be reported on with it."
         )
-    folder = next_unused(Path("analysis", "errors")) if out is None else unused(out)
+    if out is not None:
+        unused(out)
     detector = load(weights, device=device)
     predictor = detector.predictor
     dataset = read_with_split(data, split)
@@ -76,6 +77,7 @@ def errors(
             )
     records = dataset.splits[split]
     analysis = analyze_errors(predictor, records, class_names=dataset.class_names, chosen=chosen, progress=progress)
+    folder = claim(out, default=Path("analysis", "errors"))
     page = write_errors(
         folder,
         analysis,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from setdet.cli.console import say, show, show_table
-from setdet.folders import next_unused, unused
+from setdet.folders import claim, unused
 
 if TYPE_CHECKING:
     from setdet.analyze.layers import LayerAnalysis
@@ -36,7 +36,8 @@ def layers(
     from setdet.weights.catalog import resolve
     from setdet.weights.files import read_info
 
-    folder = next_unused(Path("analysis", "layers")) if out is None else unused(out)
+    if out is not None:
+        unused(out)
     decoder = read_info(resolve(weights)).model.decoder
     detector = load(weights, device=device, decoder_layers=decoder.layers, queries=queries)
     dataset = read_with_split(data, split)
@@ -54,6 +55,7 @@ def layers(
         progress=sys.stderr.isatty(),
     )
     name = distinct_names([weights])[0]
+    folder = claim(out, default=Path("analysis", "layers"))
     page = write_layers(folder, analysis, name=name, measured_on=f"{split} of {Path(data).name}")
     if as_json:
         typer.echo((folder / "layers.json").read_text(encoding="utf-8").rstrip("\n"))

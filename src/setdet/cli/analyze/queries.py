@@ -8,7 +8,7 @@ import typer
 
 from setdet.cli.console import say, show, show_table
 from setdet.errors import UsageError
-from setdet.folders import next_unused, unused
+from setdet.folders import claim, unused
 
 _MOST_WEIGHTS = 6  # colours that everybody can tell apart
 
@@ -34,7 +34,8 @@ def queries(
 
     if len(weights) > _MOST_WEIGHTS:
         raise UsageError(f"{len(weights)} weights: more than {_MOST_WEIGHTS} colours cannot be told apart. Give fewer.")
-    folder = next_unused(Path("analysis", "queries")) if out is None else unused(out)
+    if out is not None:
+        unused(out)
     detectors = [load(one, device=device, queries=selected) for one in weights]
     dataset = read_with_split(data, split)
 
@@ -50,6 +51,7 @@ def queries(
             class_names=dataset.class_names,
             progress=sys.stderr.isatty(),
         )
+    folder = claim(out, default=Path("analysis", "queries"))
     page = write_queries(folder, analyses, measured_on=f"{split} of {Path(data).name}")
     if as_json:
         typer.echo((folder / "queries.json").read_text(encoding="utf-8").rstrip("\n"))
